@@ -1,0 +1,1 @@
+"""One file per server framework, each giving the agent a ConnectionHandle."""

@@ -1,0 +1,1 @@
+"""The observer outside: process, sockets, agent client."""

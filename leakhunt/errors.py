@@ -1,0 +1,104 @@
+"""Every error that leakhunt raises on purpose.
+
+::
+
+    LeakhuntError
+    ├── SettingsError          a setting is out of its range (also a ValueError)
+    ├── ConnectionEnded        the connection was closed or evicted
+    ├── SendTimeout            a blocking send found no room in time (also a TimeoutError)
+    ├── MissingExtra           the command needs a package that is not installed
+    ├── ProcessGone            the watched process exited, or its pid was reused
+    ├── AgentUnreachable       no agent answers in that process
+    │   └── AgentDenied        it answers, but not to this user
+    ├── AgentProtocolError     what answered does not speak our protocol
+    ├── ScenarioError          a scenario or its options make no sense
+    └── NotTestable            the machine lacks what a check needs
+
+A message is a lower-case fact with its value; ``hint`` is the next step. Commands print
+both and map the type to an exit code.
+"""
+
+from __future__ import annotations
+
+
+class LeakhuntError(Exception):
+    """Base of all our errors. ``hint`` says what to do next, or is empty."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class SettingsError(LeakhuntError, ValueError):
+    """A setting is out of its range."""
+
+    def __init__(self, name: str, value: object, wanted: str) -> None:
+        super().__init__(f"{name}={value!r} is not {wanted}")
+        self.name = name
+        self.value = value
+
+
+class ConnectionEnded(LeakhuntError, ConnectionError):
+    """The connection was closed or evicted before the call."""
+
+    def __init__(self, connection_id: int, what: str) -> None:
+        super().__init__(f"connection {connection_id} has ended: {what}")
+        self.connection_id = connection_id
+
+
+class SendTimeout(LeakhuntError, TimeoutError):
+    """A send with ``policy="block"`` found no room before its deadline."""
+
+    def __init__(self, connection_id: int, timeout_s: float, buffered_bytes: int) -> None:
+        super().__init__(
+            f"connection {connection_id} had no room for {timeout_s:g} s "
+            f"({buffered_bytes} bytes are buffered)"
+        )
+        self.connection_id = connection_id
+        self.timeout_s = timeout_s
+        self.buffered_bytes = buffered_bytes
+
+
+class MissingExtra(LeakhuntError):
+    """The command needs a package that only an extra installs."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(
+            f"the package {module!r} is not installed",
+            hint=f"pip install 'leakhunt-ws[{extra}]'",
+        )
+        self.module = module
+        self.extra = extra
+
+
+class ProcessGone(LeakhuntError):
+    """The watched process exited, or its pid now belongs to another process."""
+
+    def __init__(self, pid: int, *, reused: bool = False) -> None:
+        what = "its pid now belongs to another process" if reused else "it exited"
+        super().__init__(f"process {pid} can no longer be watched: {what}")
+        self.pid = pid
+
+
+class AgentUnreachable(LeakhuntError):
+    """No agent answers in that process."""
+
+    def __init__(self, pid: int, why: str, *, hint: str = "") -> None:
+        super().__init__(f"no agent answers in process {pid}: {why}", hint=hint)
+        self.pid = pid
+
+
+class AgentDenied(AgentUnreachable):
+    """The process belongs to another user."""
+
+
+class AgentProtocolError(LeakhuntError):
+    """What answered does not speak our protocol, or another version of it."""
+
+
+class ScenarioError(LeakhuntError):
+    """A scenario file or an option of ``prove`` makes no sense."""
+
+
+class NotTestable(LeakhuntError):
+    """The machine lacks what a check needs; the message lists what was tried."""

@@ -1,0 +1,1 @@
+"""The prover: clients that really die, and what the server did about it."""
