@@ -13,12 +13,16 @@
     ├── AgentProtocolError     what answered does not speak our protocol
     ├── ScenarioError          a scenario or its options make no sense
     └── NotTestable            the machine lacks what a check needs
+        └── ConnectFailed      clients of the prover could not connect
 
 A message is a lower-case fact with its value; ``hint`` is the next step. Commands print
 both and map the type to an exit code.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 
 
 class LeakhuntError(Exception):
@@ -102,3 +106,18 @@ class ScenarioError(LeakhuntError):
 
 class NotTestable(LeakhuntError):
     """The machine lacks what a check needs; the message lists what was tried."""
+
+
+class ConnectFailed(NotTestable):
+    """Clients of the prover could not connect to the server."""
+
+    def __init__(self, group: str, url: str, count: int, reasons: Sequence[str]) -> None:
+        common, _ = Counter(reasons).most_common(1)[0]
+        super().__init__(
+            f"{len(reasons)} of {count} clients ({group}) could not connect to {url}: {common}",
+            hint="is the server running, is the URL right, does it accept so many clients?",
+        )
+        self.group = group
+        self.url = url
+        self.count = count
+        self.reasons = tuple(reasons)
