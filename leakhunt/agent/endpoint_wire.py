@@ -1,0 +1,171 @@
+"""What the endpoint answers: requests are JSON lines, answers are JSON lines.
+
+::
+
+    -> {"v":1,"op":"hello"}    <- {"v":1,"kind":"hello","pid":...,"version":...,"python":...}
+    -> {"v":1,"op":"status"}   <- {"v":1,"kind":"status",...,"agents":[{...}]}
+    -> {"v":1,"op":"conns"}    <- {"v":1,"kind":"conns",...}
+                                  one line per connection
+                                  {"v":1,"kind":"end","rows":N}
+    anything else              <- {"v":1,"kind":"error","message":"..."}
+
+An answer is an iterator of lines, made while the reader takes them: ten thousand rows are
+never in memory together, and the interpreter's lock is free between them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, Protocol
+
+from leakhunt._version import __version__
+from leakhunt.core.views import PROTOCOL_VERSION
+
+logger = logging.getLogger("leakhunt")
+
+EXPENSIVE_PROBE_S: Final = 0.05
+"""A look at an event loop that took longer than this is shared by all who ask ..."""
+
+PROBE_SHARED_S: Final = 0.5
+"""... within this time: fifty readers must not wait fifty times for a blocked loop."""
+
+
+class Source(Protocol):
+    """What the endpoint needs of an agent. All methods are called on the endpoint's thread."""
+
+    name: str
+
+    def describe_status(self) -> dict[str, object]:
+        """The agent's entry in the answer to ``status``."""
+
+    def describe_connections(self) -> Iterator[dict[str, object]]:
+        """One row per connection."""
+
+    def loop_probe(self) -> object:
+        """Whether the event loop runs, and what blocks it if not."""
+
+    def loop_is_closed(self) -> bool:
+        """Whether the agent's event loop is closed for good."""
+
+
+class BadRequest(Exception):
+    """The request cannot be answered; the message goes back to the client."""
+
+
+class Answerer:
+    """Turns one request line into the lines of its answer."""
+
+    def __init__(self, sources: Callable[[], Sequence[Source]]) -> None:
+        self._sources = sources
+        self._probes: dict[int, tuple[float, object]] = {}
+
+    def answer(self, request: bytes) -> Iterator[bytes]:
+        """The answer's lines; an error line for whatever is not a request."""
+        try:
+            op = _operation(request)
+        except BadRequest as error:
+            return iter([error_line(str(error))])
+        if op == "hello":
+            return iter([_line(_header("hello"))])
+        if op == "status":
+            return self._status()
+        return self._connections()
+
+    def _status(self) -> Iterator[bytes]:
+        agents = [self._describe(source) for source in self._sources()]
+        yield _line({**_header("status"), "agents": agents})
+
+    def _describe(self, source: Source) -> dict[str, object]:
+        try:
+            return {**source.describe_status(), "loop": self._probe(source)}
+        except Exception as error:  # the server's own code must not suffer, nor the others'
+            logger.debug("agent %r could not be described", source.name, exc_info=True)
+            return {"name": source.name, "error": _why(error)}
+
+    def _probe(self, source: Source) -> object:
+        begun = time.monotonic()
+        taken_at, probe = self._probes.get(id(source), (-math.inf, None))
+        if begun - taken_at < PROBE_SHARED_S:
+            return probe
+        probe = source.loop_probe()
+        ended = time.monotonic()
+        self._probes.clear()  # ids are used again after death: keep none for long
+        if ended - begun > EXPENSIVE_PROBE_S:
+            self._probes[id(source)] = (ended, probe)
+        return probe
+
+    def _connections(self) -> Iterator[bytes]:
+        yield _line(_header("conns"))
+        rows = 0
+        for source in self._sources():
+            try:
+                for row in source.describe_connections():
+                    yield _line(row)
+                    rows += 1
+            except Exception as error:
+                logger.debug("connections of %r are incomplete", source.name, exc_info=True)
+                yield error_line(f"the list of agent {source.name!r} broke off: {_why(error)}")
+                return
+        yield _line({"v": PROTOCOL_VERSION, "kind": "end", "rows": rows})
+
+
+def error_line(message: str) -> bytes:
+    """An answer that says what is wrong with the request."""
+    return _line({"v": PROTOCOL_VERSION, "kind": "error", "message": message})
+
+
+def _operation(request: bytes) -> str:
+    try:
+        content = json.loads(request)
+    except (ValueError, RecursionError):
+        raise BadRequest("the request is not a JSON object on one line") from None
+    if not isinstance(content, dict):
+        raise BadRequest("the request is not a JSON object on one line")
+    if content.get("v") != PROTOCOL_VERSION:
+        raise BadRequest(f"only version {PROTOCOL_VERSION} of the protocol is spoken here")
+    op = content.get("op")
+    if op not in ("hello", "status", "conns"):
+        raise BadRequest("op is none of hello, status, conns")
+    return str(op)
+
+
+def _header(kind: str) -> dict[str, object]:
+    return {
+        "v": PROTOCOL_VERSION,
+        "kind": kind,
+        "pid": os.getpid(),
+        "version": __version__,
+        "python": platform.python_version(),
+    }
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    """One line of strict JSON in UTF-8, whatever strings and numbers the server's side holds."""
+    try:
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (ValueError, TypeError):
+        text = json.dumps(_plain(content), ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace") + b"\n"
+
+
+def _plain(value: object) -> object:
+    """The same content in JSON's types: infinities become null, strangers their text."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray, memoryview)):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def _why(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
