@@ -76,9 +76,16 @@ class MissingExtra(LeakhuntError):
 
 
 class ProcessGone(LeakhuntError):
-    """The watched process exited, or its pid now belongs to another process."""
+    """The watched process exited, never existed, or its pid now belongs to another process."""
 
-    def __init__(self, pid: int, *, reused: bool = False) -> None:
+    def __init__(self, pid: int, *, reused: bool = False, unknown: bool = False) -> None:
+        if unknown:
+            super().__init__(
+                f"there is no process {pid}",
+                hint="is it a pid of another container or machine? `ps` lists those of this one",
+            )
+            self.pid = pid
+            return
         what = "its pid now belongs to another process" if reused else "it exited"
         super().__init__(f"process {pid} can no longer be watched: {what}")
         self.pid = pid
