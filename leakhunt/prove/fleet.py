@@ -227,7 +227,7 @@ class Group:
         if read_rate_bytes_s is not None and not read_rate_bytes_s > 0:
             raise ScenarioError(f"read_rate_bytes_s={read_rate_bytes_s!r} is not above zero")
         answers = await self._ask(
-            "act", timeout_s, ids, action=action, rate=read_rate_bytes_s, timeout_s=timeout_s - 0.5
+            "act", timeout_s, ids, action=action, rate=read_rate_bytes_s, within_s=timeout_s * 0.9
         )
         return sum(answer["done"] for answer in answers)
 
@@ -339,10 +339,8 @@ class _Member:
         gone_at = self.worker.gone_at
         made = []
         for row in self._rows.values():
-            *head, last_received_at = row
-            stats = ClientStats(
-                *head, last_received_s=None if last_received_at is None else at - last_received_at
-            )
+            age = None if row[-1] is None else at - row[-1]
+            stats = ClientStats(*[*row[:-1], age])
             if stats.connected and self.worker.state == "gone":
                 stats = replace(stats, connected=False, closed_at=gone_at, close_why="worker gone")
             made.append(stats)
@@ -491,7 +489,7 @@ class Fleet:
                     sources=plan,
                     namespaces=list(namespaces),
                     in_flight=max(1, self._in_flight // processes),
-                    timeout_s=limit_s,
+                    within_s=limit_s,
                 )
                 for member, plan in zip(group._members, plans, strict=True)
             )
