@@ -1,0 +1,384 @@
+"""The agent: one registry of connections, and everything that happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import itertools
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from types import MappingProxyType, ModuleType, TracebackType
+from typing import Any, Final, ParamSpec, Self
+
+from leakhunt.agent import endpoint
+from leakhunt.agent.connection import Connection
+from leakhunt.agent.eviction import Evictions, OnEvict
+from leakhunt.agent.guard import Guard
+from leakhunt.agent.handle import ConnectionHandle
+from leakhunt.agent.heartbeat import Heartbeat
+from leakhunt.agent.rooms import Rooms
+from leakhunt.agent.settings import Mode, Settings
+from leakhunt.agent.statistics import Statistics
+from leakhunt.core.ledger import CLOSED, LOST, RELEASED, Ledger
+from leakhunt.core.liveness import EvictReason, Liveness
+
+log: Final = logging.getLogger("leakhunt")
+
+P = ParamSpec("P")
+
+_numbers = itertools.count(1)
+_agents: weakref.WeakSet[Agent] = weakref.WeakSet()
+
+PROBE_WAIT: Final = 0.1
+"""How long a loop may take to answer before ``status`` calls it blocked, seconds."""
+
+
+def _adapter(name: str) -> ModuleType:
+    """An adapter by its name: the agent does not import what it is mounted in."""
+    return importlib.import_module(f"leakhunt.adapters.{name}")
+
+
+class Agent:
+    """Follows every connection of a server, and evicts the dead ones in bounded time.
+
+    Use it as an asynchronous context manager, or just mount it: it starts with its first
+    connection and rests while there is none. Everything but :meth:`statistics` is for the
+    event loop's thread.
+
+    Args:
+        evict_after: the promise, in seconds: from a client's last sign of life until its
+            descriptor is gone, whatever the buffers hold.
+        mode: ``enforce``, or ``observe``: record, ping nobody, drop nobody.
+        name: how ``leakhunt status`` calls it.
+        **settings: see :class:`~leakhunt.agent.settings.Settings`.
+
+    Raises:
+        SettingsError: a setting is out of its range; the message names value and range.
+    """
+
+    def __init__(
+        self,
+        evict_after: float = 30.0,
+        mode: Mode = "enforce",
+        *,
+        name: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        **settings: Any,
+    ) -> None:
+        known = Settings.__dataclass_fields__
+        for unknown in settings.keys() - known.keys():
+            raise TypeError(
+                f"Agent() has no setting {unknown!r}; it has {', '.join(sorted(known))}"
+            )
+        self.settings = Settings(evict_after=evict_after, mode=mode, **settings)
+        self.name = name if name is not None else f"agent-{next(_numbers)}"
+        self.clock = clock
+        """Monotonic seconds; replaced in tests."""
+        self.ledger = Ledger()
+        self.rooms = Rooms(self)
+        self.evictions = Evictions(self)
+        self.guarded = Guard(self)
+        self.adapters: set[str] = set()
+        """Names of the adapters that gave us connections."""
+        self._connections: dict[int, Connection] = {}
+        self._ids = itertools.count(1)
+        self._heartbeat: Heartbeat | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._said: set[str] = set()
+        _agents.add(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"<leakhunt.Agent {self.name} evict_after={self.settings.evict_after:g} "
+            f"{len(self._connections)} connections>"
+        )
+
+    # Mounting
+
+    def websockets(self, handler: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Any]:
+        """Mount on a server of the ``websockets`` library: ``serve(agent.websockets(handler))``.
+
+        Turn its own keepalive off (``ping_interval=None``): this replaces it.
+        """
+        mounted: Callable[[Any], Any] = _adapter("websockets").mount(self, handler)
+        return mounted
+
+    def guard(self, websocket: Any) -> Connection:
+        """Our connection for a framework's object, for code that only holds that.
+
+        Raises:
+            LookupError: leakhunt does not know this object.
+        """
+        conn: Connection = _adapter("websockets").connection_of(self, websocket)
+        return conn
+
+    def on_evict(self, callback: OnEvict) -> OnEvict:
+        """Call ``callback(conn, reason)`` before a connection is dropped; a decorator.
+
+        It may be a coroutine function; all of them together have ``callback_timeout``.
+        """
+        self.evictions.add_callback(callback)
+        return callback
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def start(self) -> None:
+        """Start on the running loop, if not started there yet. Mounting does it for you."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            self._leave_loop()
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+        self._heartbeat = Heartbeat(self, loop)
+        if self.settings.endpoint:
+            self.safely(endpoint.attach, self)
+
+    async def aclose(self) -> None:
+        """Let go of everything: no task, thread, timer or file of ours stays behind.
+
+        Connections stay open and are no longer followed. The agent can be started again.
+        """
+        self.guarded.close()
+        await self.evictions.aclose()
+        self._leave_loop()
+
+    def _leave_loop(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
+        self.safely(endpoint.detach, self)
+        self.guarded.close()
+        for conn in list(self._connections.values()):
+            self.safely(conn.handle.release)
+            self._forget(conn, RELEASED)
+        self._loop = None
+
+    # The registry
+
+    def track(self, handle: ConnectionHandle, adapter: str) -> Connection:
+        """Take a connection in; for adapters. Ends with :meth:`Connection.closed`."""
+        self.start()
+        conn = Connection(self, next(self._ids), handle, self.clock())
+        self._connections[conn.id] = conn
+        self.ledger.count_open()
+        self.adapters.add(adapter)
+        assert self._heartbeat is not None
+        self._heartbeat.watch(conn)
+        return conn
+
+    def forget(self, conn: Connection) -> None:
+        """The connection is over: its record goes, the ledger keeps the count."""
+        self._forget(conn, str(conn.evicted) if conn.evicted is not None else CLOSED)
+
+    def lost(self, conn: Connection) -> None:
+        """Its framework object was collected without a word."""
+        self._forget(conn, LOST)
+
+    def _forget(self, conn: Connection, reason: str) -> None:
+        if self._connections.pop(conn.id, None) is None:
+            return
+        conn._ended = True
+        self.ledger.count_close(reason)
+        self.rooms.leave_index(conn)
+        self.safely(self.guarded.drop, conn)
+
+    def find(self, id: int) -> Connection | None:
+        """The connection of that number, if it is open."""
+        return self._connections.get(id)
+
+    def knows(self, conn: Connection) -> bool:
+        """Whether this very connection is in the registry."""
+        return self._connections.get(conn.id) is conn
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """All open connections now (any thread)."""
+        return tuple(self._connections.values())
+
+    @property
+    def open_connections(self) -> int:
+        """How many there are."""
+        return len(self._connections)
+
+    def evict(self, conn: Connection, reason: EvictReason) -> None:
+        """Drop a connection now, once, whatever the mode: rooms, callbacks, reset."""
+        self.evictions.evict(conn, reason)
+
+    # The heartbeat's side
+
+    def wake(self) -> None:
+        """See to it that a tick comes, if there is a loop."""
+        if self._heartbeat is not None:
+            self._heartbeat.wake()
+
+    def wants_ticks(self) -> bool:
+        """Whether there is anything to look at."""
+        return bool(self._connections) or self.evictions.pending
+
+    def safely(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Run a step of ours so that no failure of it reaches the server; ``False``: it failed.
+
+        The first failure of each step is logged with its traceback, later ones are not: a bug
+        of ours must not fill a disk either.
+        """
+        try:
+            call(*args, **kwargs)
+        except Exception:
+            name = getattr(call, "__qualname__", repr(call))
+            if name not in self._said:
+                self._said.add(name)
+                log.exception("leakhunt failed in %s; the server is not affected", name)
+            return False
+        return True
+
+    # What is known
+
+    def state_of(self, conn: Connection, now: float, heard_at: float) -> Liveness:
+        """The liveness shown for a connection; while observing, silence alone makes a suspect."""
+        state = conn.state
+        if (
+            self.settings.mode == "observe"
+            and state is Liveness.ALIVE
+            and now - heard_at >= self.settings.evict_after
+        ):
+            return Liveness.SUSPECT
+        return state
+
+    def statistics(self) -> Statistics:
+        """The counts of this agent now (any thread)."""
+        heartbeat = self._heartbeat
+        return Statistics(
+            opened=self.ledger.opened,
+            closed=MappingProxyType(dict(self.ledger.closed)),
+            believed=self.ledger.believed,
+            tracked=len(self._connections),
+            evictions=MappingProxyType(dict(self.evictions.counts)),
+            stuck_teardowns=self.evictions.stuck,
+            held_back=self.evictions.breaker.held,
+            rooms=len(self.rooms),
+            memberships=self.rooms.memberships,
+            held_bytes=self.guarded.held_bytes,
+            dropped=self.guarded.dropped,
+            coalesced=self.guarded.coalesced,
+            overflowed=self.guarded.overflowed,
+            loop_lag_s=0.0 if heartbeat is None else heartbeat.lag,
+            loop_lag_max_s=0.0 if heartbeat is None else heartbeat.lag_max,
+        )
+
+    # What the endpoint asks, on its own thread
+
+    def describe_status(self) -> dict[str, object]:
+        """Ledger, settings and states, as ``leakhunt status`` shows them."""
+        counts = self.statistics()
+        now = self.clock()
+        states = Counter(
+            str(self.state_of(conn, now, conn.last_heard_at)) for conn in self.connections
+        )
+        return {
+            "name": self.name,
+            "mode": self.settings.mode,
+            "adapters": sorted(self.adapters),
+            "settings": self.settings.describe(),
+            "ledger": {
+                "opened": counts.opened,
+                "closed": dict(counts.closed),
+                "believed": counts.believed,
+            },
+            "states": dict(states),
+            "evictions": {str(reason): n for reason, n in counts.evictions.items()},
+            "stuck_teardowns": counts.stuck_teardowns,
+            "breaker": {"tripped": self.evictions.breaker.tripped, "held": counts.held_back},
+            "loop": self.loop_probe(),
+            "rooms": {"rooms": counts.rooms, "memberships": counts.memberships},
+            "guard": {
+                "held_bytes": counts.held_bytes,
+                "budget_bytes": self.settings.budget_bytes,
+                "dropped": counts.dropped,
+                "coalesced": counts.coalesced,
+                "overflowed": counts.overflowed,
+            },
+        }
+
+    def describe_connections(self) -> Iterator[dict[str, object]]:
+        """One row per connection, made one by one so that no thread waits long for another."""
+        connections = self.connections
+        rooms = self.rooms.by_connection(connections)
+        for conn in connections:
+            if conn._ended or conn.websocket is None:
+                continue
+            yield conn.describe(self.clock(), rooms.get(conn.id, ()))
+
+    def loop_probe(self) -> dict[str, object]:
+        """Whether the event loop answers now; if not, where it stands (no values, only code)."""
+        loop, heartbeat = self._loop, self._heartbeat
+        probe: dict[str, object] = {
+            "blocked": False,
+            "blocked_s": 0.0,
+            "lag_s": 0.0 if heartbeat is None else round(heartbeat.lag, 6),
+            "lag_max_s": 0.0 if heartbeat is None else round(heartbeat.lag_max, 6),
+            "stack": [],
+        }
+        if loop is None or loop.is_closed():
+            return probe
+        answered = threading.Event()
+        try:
+            loop.call_soon_threadsafe(answered.set)
+        except RuntimeError:  # closed just now
+            return probe
+        if answered.wait(PROBE_WAIT):
+            return probe
+        probe["blocked"] = True
+        if heartbeat is not None and self._connections:
+            probe["blocked_s"] = round(max(self.clock() - heartbeat.ticked_at, PROBE_WAIT), 3)
+        frame = sys._current_frames().get(self._loop_thread)
+        if frame is not None:
+            probe["stack"] = [
+                f"{entry.filename}:{entry.lineno} in {entry.name}"
+                for entry in traceback.extract_stack(frame)
+            ]
+        return probe
+
+    def loop_is_closed(self) -> bool:
+        """Whether the loop that we were started on is closed."""
+        return self._loop is None or self._loop.is_closed()
+
+    # Fork
+
+    def _after_fork_in_child(self) -> None:
+        """The connections are the parent's; the child begins with none."""
+        self._loop = None
+        self._heartbeat = None
+        self._connections = {}
+        self.ledger = Ledger()
+        self.rooms.clear()
+        self.evictions.reset()
+        self.guarded = Guard(self)
+
+
+def _after_fork_in_child() -> None:
+    for agent in list(_agents):
+        agent._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

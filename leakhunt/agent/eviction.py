@@ -1,0 +1,187 @@
+"""Eviction: exactly once per connection, in one order, and verified.
+
+1. every room is left, adopted ones too;
+2. the ``on_evict`` callbacks run (what they raise is logged, what they await has a limit);
+3. ``SO_LINGER(1, 0)`` and abort: the descriptor is closed, the kernel keeps nothing;
+4. on a later tick the descriptor is looked at again. One that is still open is aborted again,
+   and counted as a stuck teardown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final
+
+from leakhunt.agent import kernel
+from leakhunt.agent.connection import Connection
+from leakhunt.core.breaker import Breaker
+from leakhunt.core.liveness import EvictReason
+
+if TYPE_CHECKING:
+    from leakhunt.agent.agent import Agent
+
+log: Final = logging.getLogger("leakhunt")
+
+OnEvict = Callable[[Connection, EvictReason], Awaitable[Any] | Any]
+
+VERIFY_AFTER: Final = 0.2
+"""Seconds from an abort to the first look whether the descriptor is gone."""
+
+VERIFY_TIMES: Final = 5
+
+
+@dataclass(slots=True)
+class _Aborted:
+    """A connection whose end is still to be verified."""
+
+    conn: Connection
+    descriptor: kernel.Descriptor | None
+    next_at: float
+    looks: int = 0
+
+
+class Evictions:
+    """Evicts, and keeps count of it, for one agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        settings = agent.settings
+        self._agent = agent
+        self._callbacks: list[OnEvict] = []
+        self._breaker = Breaker(settings.breaker_share, settings.evict_after)
+        self._limit = settings.callback_timeout
+        self._aborted: list[_Aborted] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._warned_breaker = False
+        self.counts: dict[EvictReason, int] = {}
+        """Evictions by reason."""
+        self.stuck = 0
+        """Descriptors that were still open after an abort."""
+        self.lead = 0.0
+        """Seconds that asynchronous callbacks may take, to be kept free before the bound."""
+
+    def add_callback(self, callback: OnEvict) -> None:
+        """Call this for every eviction, before the abort."""
+        self._callbacks.append(callback)
+        if asyncio.iscoroutinefunction(callback):
+            self.lead = self._limit
+
+    @property
+    def breaker(self) -> Breaker:
+        """The breaker, for its counters."""
+        return self._breaker
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything is still to be verified."""
+        return bool(self._aborted)
+
+    def allowed(self, now: float, *, kernel_agrees: bool) -> bool:
+        """Whether the breaker lets one more connection go."""
+        open_now = self._agent.open_connections
+        if self._breaker.allows(now, open_now, kernel_agrees=kernel_agrees):
+            self._warned_breaker = False
+            return True
+        if not self._warned_breaker:
+            self._warned_breaker = True
+            log.warning(
+                "evictions held back: more than %.0f %% of %d connections would go within "
+                "%.0f s and the kernel does not confirm that they are dead",
+                self._breaker.share * 100,
+                open_now,
+                self._breaker.interval,
+            )
+        return False
+
+    def evict(self, conn: Connection, reason: EvictReason) -> None:
+        """Drop a connection; the second call for the same one does nothing."""
+        if conn._ended:
+            return
+        conn._ended = True
+        conn.evicted = reason
+        agent = self._agent
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        log.info("evicting connection %d (%s): %s", conn.id, conn.peer, reason)
+        agent.rooms.leave_all(conn)
+        agent.safely(agent.guarded.drop, conn)
+        waits = self._run_callbacks(conn, reason)
+        if not waits:
+            self._abort(conn)
+            return
+        # Not awaited by anybody: kept here until it is done, cancelled when the agent closes.
+        task = asyncio.get_running_loop().create_task(self._abort_after(conn, waits))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def verify(self, now: float) -> None:
+        """Look whether those that were aborted are really gone."""
+        remaining: list[_Aborted] = []
+        for item in self._aborted:
+            if now < item.next_at:
+                remaining.append(item)
+                continue
+            open_still = item.descriptor is not None and kernel.is_open(item.descriptor)
+            if not open_still:
+                # The descriptor is gone, so the record goes too, whoever forgot to say so.
+                self._agent.forget(item.conn)
+                continue
+            item.looks += 1
+            if item.looks == 1:
+                self.stuck += 1
+                log.warning("connection %d is still open after its abort", item.conn.id)
+            if item.looks < VERIFY_TIMES:
+                item.conn.handle.abort()
+                item.next_at = now + VERIFY_AFTER * 2**item.looks
+                remaining.append(item)
+        self._aborted = remaining
+
+    async def aclose(self) -> None:
+        """Wait for no callback any longer; abort what was waiting for one."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._aborted.clear()
+
+    def reset(self) -> None:
+        """Forget what the parent process was doing (after a fork)."""
+        self._aborted = []
+        self._tasks = set()
+
+    def _run_callbacks(self, conn: Connection, reason: EvictReason) -> list[Awaitable[Any]]:
+        waits: list[Awaitable[Any]] = []
+        for callback in self._callbacks:
+            try:
+                result = callback(conn, reason)
+            except Exception:
+                log.exception("an on_evict callback failed for connection %d", conn.id)
+                continue
+            if isawaitable(result):
+                waits.append(result)
+        return waits
+
+    async def _abort_after(self, conn: Connection, waits: list[Awaitable[Any]]) -> None:
+        try:
+            async with asyncio.timeout(self._limit):
+                results = await asyncio.gather(*waits, return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    log.error(
+                        "an on_evict callback failed for connection %d", conn.id, exc_info=result
+                    )
+        except TimeoutError:
+            log.warning(
+                "on_evict callbacks for connection %d took longer than %g s", conn.id, self._limit
+            )
+        finally:
+            self._abort(conn)
+
+    def _abort(self, conn: Connection) -> None:
+        agent = self._agent
+        descriptor = conn.handle.descriptor()
+        agent.safely(conn.handle.abort)
+        self._aborted.append(_Aborted(conn, descriptor, agent.clock() + VERIFY_AFTER))
+        agent.wake()

@@ -1,0 +1,184 @@
+"""Rooms: who is together, and that nobody stays behind when a connection ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSet
+from typing import TYPE_CHECKING, Any, Final
+
+from leakhunt.agent.connection import Connection
+from leakhunt.agent.guard import Delivery
+from leakhunt.core.backpressure import Policy
+from leakhunt.core.rooms import RoomIndex
+
+if TYPE_CHECKING:
+    from leakhunt.agent.agent import Agent
+
+log: Final = logging.getLogger("leakhunt")
+
+
+class Rooms:
+    """The rooms of one agent: its own, and the mappings of yours that it looks after.
+
+    ``agent.rooms["lobby"]`` is the set of connections in a room now, ``in`` and iteration go
+    over rooms that have somebody in them.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._index: RoomIndex[Connection] = RoomIndex()
+        self._adopted: list[tuple[Mapping[str, Any], Callable[[Connection], Any], bool]] = []
+
+    def __getitem__(self, room: str) -> frozenset[Connection]:
+        return self._index.members(room)
+
+    def __contains__(self, room: str) -> bool:
+        return room in self._index
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def memberships(self) -> int:
+        """Memberships over all of our rooms (adopted mappings not counted)."""
+        return self._index.memberships
+
+    def join(self, conn: Connection, room: str) -> None:
+        """Put a connection into a room; see :meth:`Connection.join`."""
+        if conn._ended or not conn.agent.knows(conn):
+            raise conn.ended_error()
+        self._index.join(conn, room)
+
+    def leave(self, conn: Connection, room: str) -> None:
+        """Take a connection out of a room."""
+        self._index.leave(conn, room)
+
+    def broadcast(
+        self,
+        room: str,
+        data: str | bytes,
+        *,
+        exclude: Iterable[Any] = (),
+        policy: Policy | str | None = None,
+        key: str | None = None,
+    ) -> Delivery:
+        """Send a message to everybody in a room. Never waits, whoever does not read.
+
+        The frame is encoded once, without compression, and shared by all members.
+
+        Args:
+            room: a room; one that does not exist has nobody in it.
+            data: text or binary message.
+            exclude: connections, ours or the framework's, that do not get it.
+            policy: ``drop_stale`` or ``queue``; by default each connection's, else the agent's.
+            key: under ``drop_stale``, what it replaces.
+
+        Returns:
+            How many members it was sent to, is held for, was dropped for, and overflowed.
+        """
+        return self._agent.guarded.broadcast(
+            self._index.members(room), data, exclude=exclude, policy=policy, key=key
+        )
+
+    def adopt(
+        self,
+        mapping: Mapping[str, MutableSet[Any]],
+        *,
+        member: Callable[[Connection], Any] | None = None,
+        prune: bool = False,
+    ) -> None:
+        """Look after a mapping of your own: sets of members by room.
+
+        When a connection is evicted its member leaves every set before the connection is
+        dropped; when it closes by itself, after your handler has returned. So take members
+        out with ``discard``, not with ``remove``.
+
+        Args:
+            mapping: your ``dict[str, set]``; it stays yours.
+            member: what your sets hold for a connection; by default the framework's object,
+                or our :class:`Connection`, whichever is there.
+            prune: also delete a room's key when its set becomes empty.
+        """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"adopt() takes a mapping of sets, not {type(mapping).__name__}")
+        self._adopted.append((mapping, member or _websocket_of, prune))
+
+    def of(self, conn: Connection) -> frozenset[str]:
+        """The rooms that a connection is in, adopted ones included."""
+        adopted = {room for room, _, _, _ in self._adopted_memberships(conn)}
+        return self._index.rooms_of(conn) | adopted
+
+    def by_connection(self, connections: Iterable[Connection]) -> dict[int, set[str]]:
+        """The rooms of many connections, by their ids, in one pass (any thread)."""
+        found: dict[int, set[str]] = {}
+        owners: dict[int, list[tuple[int, Any]]] = {}
+        for conn in connections:
+            found[conn.id] = set(self._index.rooms_of(conn))
+            for number, (_, of, _) in enumerate(self._adopted):
+                for member in self._members_for(conn, of):
+                    owners.setdefault(id(member), []).append((number, conn.id))
+        for number, (mapping, _, _) in enumerate(self._adopted):
+            for room, members in _copy_of(mapping):
+                for member in members:
+                    for wanted, conn_id in owners.get(id(member), ()):
+                        if wanted == number:
+                            found[conn_id].add(room)
+        return found
+
+    def leave_index(self, conn: Connection) -> None:
+        """Take a connection out of our own rooms; the adopted ones wait for its handler."""
+        self._index.leave_all(conn)
+
+    def leave_all(self, conn: Connection) -> None:
+        """Take a connection out of every room, adopted ones too. Never raises."""
+        self._index.leave_all(conn)
+        for room, members, member, owner in self._adopted_memberships(conn):
+            try:
+                members.discard(member)
+                if owner is not None and not members:
+                    del owner[room]
+            except Exception:
+                # Somebody else's container: say it, and go on with the others.
+                log.exception("could not take a connection out of the adopted room %r", room)
+
+    def clear(self) -> None:
+        """Forget our own rooms (after a fork: the parent has them)."""
+        self._index = RoomIndex()
+
+    def _adopted_memberships(self, conn: Connection) -> list[tuple[str, Any, Any, Any]]:
+        """(room, set, member, mapping to prune or None) for each adopted membership."""
+        found: list[tuple[str, Any, Any, Any]] = []
+        for mapping, of, prune in self._adopted:
+            try:
+                candidates = self._members_for(conn, of)
+                for room, members in list(mapping.items()):
+                    found.extend(
+                        (room, members, member, mapping if prune else None)
+                        for member in candidates
+                        if member in members
+                    )
+            except Exception:
+                log.exception("could not read an adopted mapping of rooms")
+        return found
+
+    @staticmethod
+    def _members_for(conn: Connection, of: Callable[[Connection], Any]) -> list[Any]:
+        member = of(conn)
+        return [conn] if member is None or member is conn else [member, conn]
+
+
+def _websocket_of(conn: Connection) -> Any:
+    return conn.websocket
+
+
+def _copy_of(mapping: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
+    """A copy taken from another thread: tried again when the loop changes it meanwhile."""
+    for _ in range(5):
+        try:
+            return [(room, list(members)) for room, members in list(mapping.items())]
+        except RuntimeError:
+            continue  # changed size during iteration
+    return []
