@@ -13,19 +13,20 @@ import time
 import traceback
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import MappingProxyType, ModuleType, TracebackType
 from typing import Any, Final, ParamSpec, Self
 
 from leakhunt.agent import endpoint
 from leakhunt.agent.connection import Connection
 from leakhunt.agent.eviction import Evictions, OnEvict
-from leakhunt.agent.guard import Guard
+from leakhunt.agent.guard import Delivery, Guard
 from leakhunt.agent.handle import ConnectionHandle
 from leakhunt.agent.heartbeat import Heartbeat
 from leakhunt.agent.rooms import Rooms
 from leakhunt.agent.settings import Mode, Settings
 from leakhunt.agent.statistics import Statistics
+from leakhunt.core.backpressure import Policy
 from leakhunt.core.ledger import CLOSED, LOST, RELEASED, Ledger
 from leakhunt.core.liveness import EvictReason, Liveness
 
@@ -119,6 +120,27 @@ class Agent:
         """
         conn: Connection = _adapter("websockets").connection_of(self, websocket)
         return conn
+
+    def broadcast(
+        self,
+        websockets: Iterable[Any],
+        data: str | bytes,
+        *,
+        exclude: Iterable[Any] = (),
+        policy: Policy | str | None = None,
+        key: str | None = None,
+    ) -> Delivery:
+        """Guarded stand-in for the library's own ``broadcast(connections, message)``.
+
+        Takes the framework's objects, or ours; those that it does not know are left out. Never
+        waits, whoever does not read; see :meth:`Rooms.broadcast` for the arguments.
+        """
+        members = (
+            item if isinstance(item, Connection) else getattr(item, "_leakhunt", None)
+            for item in websockets
+        )
+        known = [conn for conn in members if conn is not None and conn.agent is self]
+        return self.guarded.broadcast(known, data, exclude=exclude, policy=policy, key=key)
 
     def on_evict(self, callback: OnEvict) -> OnEvict:
         """Call ``callback(conn, reason)`` before a connection is dropped; a decorator.
