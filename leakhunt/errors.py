@@ -9,6 +9,7 @@
     ├── MissingExtra           the command needs a package that is not installed
     ├── ProcessGone            the watched process exited, or its pid was reused
     ├── AgentUnreachable       no agent answers in that process
+    │   ├── NoAgent            it has no socket of an agent at all
     │   └── AgentDenied        it answers, but not to this user
     ├── AgentProtocolError     what answered does not speak our protocol
     ├── ScenarioError          a scenario or its options make no sense
@@ -97,6 +98,10 @@ class AgentUnreachable(LeakhuntError):
     def __init__(self, pid: int, why: str, *, hint: str = "") -> None:
         super().__init__(f"no agent answers in process {pid}: {why}", hint=hint)
         self.pid = pid
+
+
+class NoAgent(AgentUnreachable):
+    """The process has no socket of an agent: leakhunt is not mounted, or not running."""
 
 
 class AgentDenied(AgentUnreachable):
