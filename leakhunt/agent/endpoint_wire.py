@@ -29,11 +29,11 @@ from leakhunt.core.views import PROTOCOL_VERSION
 
 logger = logging.getLogger("leakhunt")
 
-EXPENSIVE_PROBE_S: Final = 0.05
-"""A look at an event loop that took longer than this is shared by all who ask ..."""
+EXPENSIVE_S: Final = 0.05
+"""A status that took longer than this to make is shared by all who ask ..."""
 
-PROBE_SHARED_S: Final = 0.5
-"""... within this time: fifty readers must not wait fifty times for a blocked loop."""
+SHARED_S: Final = 0.5
+"""... within this time: fifty readers must not wait fifty times for a blocked event loop."""
 
 
 class Source(Protocol):
@@ -48,7 +48,7 @@ class Source(Protocol):
         """One row per connection."""
 
     def loop_probe(self) -> object:
-        """Whether the event loop runs, and what blocks it if not."""
+        """Whether the event loop runs, and what blocks it; asked if the status lacks ``loop``."""
 
     def loop_is_closed(self) -> bool:
         """Whether the agent's event loop is closed for good."""
@@ -63,7 +63,7 @@ class Answerer:
 
     def __init__(self, sources: Callable[[], Sequence[Source]]) -> None:
         self._sources = sources
-        self._probes: dict[int, tuple[float, object]] = {}
+        self._described: dict[int, tuple[float, dict[str, object]]] = {}
 
     def answer(self, request: bytes) -> Iterator[bytes]:
         """The answer's lines; an error line for whatever is not a request."""
@@ -82,23 +82,22 @@ class Answerer:
         yield _line({**_header("status"), "agents": agents})
 
     def _describe(self, source: Source) -> dict[str, object]:
+        begun = time.monotonic()
+        described_at, description = self._described.get(id(source), (-math.inf, {}))
+        if begun - described_at < SHARED_S:
+            return description
         try:
-            return {**source.describe_status(), "loop": self._probe(source)}
+            description = dict(source.describe_status())
+            if "loop" not in description:
+                description["loop"] = source.loop_probe()
         except Exception as error:  # the server's own code must not suffer, nor the others'
             logger.debug("agent %r could not be described", source.name, exc_info=True)
-            return {"name": source.name, "error": _why(error)}
-
-    def _probe(self, source: Source) -> object:
-        begun = time.monotonic()
-        taken_at, probe = self._probes.get(id(source), (-math.inf, None))
-        if begun - taken_at < PROBE_SHARED_S:
-            return probe
-        probe = source.loop_probe()
+            description = {"name": source.name, "error": _why(error)}
         ended = time.monotonic()
-        self._probes.clear()  # ids are used again after death: keep none for long
-        if ended - begun > EXPENSIVE_PROBE_S:
-            self._probes[id(source)] = (ended, probe)
-        return probe
+        self._described.pop(id(source), None)
+        if ended - begun > EXPENSIVE_S:
+            self._described[id(source)] = (ended, description)
+        return description
 
     def _connections(self) -> Iterator[bytes]:
         yield _line(_header("conns"))
