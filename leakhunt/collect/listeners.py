@@ -13,19 +13,15 @@ from ipaddress import ip_address
 
 import psutil
 
-from leakhunt.collect.process import ProcessHandle, holders, unix_listeners
+from leakhunt.collect.descriptors import holders, unix_listeners
 from leakhunt.collect.sockets import SocketSample, SocketTable
-from leakhunt.errors import NotTestable, ProcessGone
+from leakhunt.errors import NotTestable
 
 
-def listening_ports(pid: int, *, table: SocketTable | None = None) -> dict[int, set[str]]:
-    """TCP ports that a process or a descendant of it listens on: port -> local addresses."""
-    inodes = ProcessHandle(pid).tree_socket_inodes()
-    ports: dict[int, set[str]] = {}
-    for sample in _listening(table, None):
-        if sample.inode in inodes:
-            ports.setdefault(sample.local[1], set()).add(sample.local[0])
-    return ports
+def addresses_of(inodes: set[int], table: SocketTable | None = None) -> list[tuple[str, int]]:
+    """Addresses and TCP ports that these sockets listen on, in the order of the ports."""
+    found = {sample.local for sample in _listening(table, None) if sample.inode in inodes}
+    return sorted(found, key=lambda address: (address[1], address[0]))
 
 
 def find_listener(host: str, port: int, *, table: SocketTable | None = None) -> int:
@@ -109,8 +105,8 @@ def _topmost(pids: list[int], where: str) -> int:
     """Of processes that share a socket the one that started the others."""
     parents: dict[int, int] = {}
     for pid in pids:
-        with contextlib.suppress(ProcessGone):
-            parents[pid] = ProcessHandle(pid).parent_pid()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parents[pid] = psutil.Process(pid).ppid()
     if not parents:
         raise NotTestable(f"the process that listened on {where} ended while we looked")
     tops = [pid for pid in parents if not _has_ancestor(pid, set(parents) - {pid})]

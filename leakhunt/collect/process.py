@@ -18,7 +18,7 @@ from typing import Final, ParamSpec, TypeVar
 import psutil
 
 from leakhunt.collect.descriptors import sockets_of
-from leakhunt.collect.listeners import find_listener, find_unix_listener, ports_of
+from leakhunt.collect.listeners import addresses_of, find_listener, find_unix_listener
 from leakhunt.collect.sockets import SocketTable
 from leakhunt.errors import NotTestable, ProcessGone
 
@@ -222,9 +222,9 @@ class ProcessHandle:
             found.setdefault(inode, []).append(descriptor)
         return found
 
-    def listening_ports(self, table: SocketTable | None = None) -> dict[int, set[str]]:
-        """TCP ports that it or a descendant listens on: port -> local addresses."""
-        return ports_of(self.tree_socket_inodes(), table)
+    def listening_ports(self, table: SocketTable | None = None) -> list[tuple[str, int]]:
+        """Addresses and TCP ports that it or a descendant of it listens on."""
+        return addresses_of(self.tree_socket_inodes(), table)
 
     def tree_socket_inodes(self) -> set[int]:
         """The socket inodes of the process and its descendants together."""
@@ -240,6 +240,6 @@ def socket_inodes(pid: int) -> dict[int, list[int]]:
     return ProcessHandle(pid).socket_inodes()
 
 
-def listening_ports(pid: int) -> dict[int, set[str]]:
+def listening_ports(pid: int) -> list[tuple[str, int]]:
     """:meth:`ProcessHandle.listening_ports` for a bare pid."""
     return ProcessHandle(pid).listening_ports()
