@@ -39,6 +39,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from leakhunt.collect.namespaces import enter
 from leakhunt.prove.client import Client, Shared, open_client, resolve
 from leakhunt.prove.frames import HandshakeFailed
 from leakhunt.prove.lines import LineChannel
@@ -96,7 +97,8 @@ class Worker:
 
     async def _connect(self, command: dict[str, Any]) -> dict[str, Any]:
         for path in command["namespaces"]:
-            enter_namespace(path)
+            enter(path)
+            die_with_parent()  # entering a user namespace may clear it (prctl(2))
         self._clients.clear()
         self._lag_max_s = 0.0
         spec = ClientSpec.from_json(command["spec"])
@@ -246,20 +248,6 @@ def _why(exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.strerror:
         return exc.strerror.lower()
     return str(exc) or type(exc).__name__
-
-
-def enter_namespace(path: str) -> None:
-    """setns(2) by a namespace file. Raises ``OSError``."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.setns(descriptor, 0) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"{path} cannot be entered: {os.strerror(number)}")
-    finally:
-        os.close(descriptor)
-    # Entering a user namespace may clear it (prctl(2)).
-    die_with_parent()
 
 
 def die_with_parent() -> None:
