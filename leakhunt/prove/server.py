@@ -20,7 +20,7 @@ from typing import IO, Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from leakhunt.collect.process import listening_ports
-from leakhunt.errors import NotTestable
+from leakhunt.errors import NotTestable, ProcessGone
 from leakhunt.prove.lines import LineChannel
 from leakhunt.prove.spec import parse_url
 
@@ -150,7 +150,11 @@ class StartedServer:
             return [(endpoint.host, endpoint.port)]
         if self._named_port:
             return [("127.0.0.1", self._port), ("::1", self._port)]
-        found = [(_reachable(host), port) for host, port in listening_ports(self.pid)]
+        try:
+            ports = listening_ports(self.pid)
+        except ProcessGone:
+            return []  # its keeper will say so in a moment
+        found = [(_reachable(host), port) for host, port in ports]
         # The port that we proposed first, then any other.
         return sorted(found, key=lambda place: place[1] != self._port)
 

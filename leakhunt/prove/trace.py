@@ -30,6 +30,10 @@ class Trace:
     died_at: float
     """Monotonic seconds; so are all times here."""
 
+    inode: int = 0
+    """The socket's inode before the death, 0 if unknown: another one with the same addresses
+    is another connection (a port was used again)."""
+
     samples: int = 0
     """How many samples were taken after the death had settled."""
 
@@ -68,6 +72,8 @@ class Trace:
         """Take in what a sample at ``at`` says (``None``: there is no such socket)."""
         if at < self.died_at:
             return
+        if sample is not None and self.inode and sample.inode not in (0, self.inode):
+            sample = None
         settled = at - self.died_at >= SETTLED_AFTER_S
         if settled:
             self.samples += 1
@@ -78,10 +84,11 @@ class Trace:
                 self.gone_at = at
             self.orphan = sample if sample is not None and holds_memory(sample) else None
             return
-        # A descriptor after all: the table was read while the socket changed hands.
+        # A descriptor after all: while the kernel walks its table, an entry may be passed over.
         self.gone_at = None
         self.orphan = None
         self.last = sample
+        self.inode = self.inode or sample.inode
         self.last_open_at = at
         self.half_closed |= sample.state == "CLOSE_WAIT"
         if settled:
@@ -124,10 +131,12 @@ class Trace:
 
 
 def has_descriptor(sample: SocketSample) -> bool:
-    """Whether a process holds the socket. (psutil, the fallback, gives no inode.)"""
+    """Whether a process holds the socket."""
     if sample.state in NO_MEMORY_STATES:
         return False
-    return sample.inode != 0 or sample.tcp is None
+    # Without netlink the inode may be unknown; the state then tells whether somebody closed it.
+    unknown = sample.tcp is None and sample.inode == 0
+    return sample.state in ("ESTABLISHED", "CLOSE_WAIT") if unknown else sample.inode != 0
 
 
 def holds_memory(sample: SocketSample) -> bool:

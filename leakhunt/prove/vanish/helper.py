@@ -13,12 +13,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from leakhunt.errors import NotTestable
 from leakhunt.prove.lines import LineChannel
 
-ANSWER_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S: Final = 10.0
+"""How long a helper may take to answer, seconds."""
+
+_PACKAGE_PARENT: Final = str(Path(__file__).resolve().parents[3])
 
 
 class HelperProcess:
@@ -43,14 +46,13 @@ class HelperProcess:
         return self._process.pid
 
     async def __aenter__(self) -> Self:
-        package_parent = str(Path(__file__).resolve().parents[3])
         self._process = subprocess.Popen(  # noqa: ASYNC220 (one synchronous step: never lost)
             [sys.executable, "-S", "-P", "-m", self._module, *self._arguments, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": package_parent},
+            env={**os.environ, "PYTHONPATH": _PACKAGE_PARENT},
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -64,9 +65,9 @@ class Relay:
             await asyncio.sleep(0.01)
         return self._upstream[client]
 
-    async def cut(self) -> None:
-        """Keep the ends of all clients that are connected now from the server."""
-        await self._helper.ask({"op": "cut"}, "cut")
+    async def cut(self, clients: Iterable[Address]) -> None:
+        """Keep the ends of these clients from the server."""
+        await self._helper.ask({"op": "cut", "clients": list(clients)}, "cut")
 
     def _event(self, event: dict[str, Any]) -> None:
         if event["event"] == "link":

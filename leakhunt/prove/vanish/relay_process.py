@@ -5,8 +5,8 @@
 at them, so TLS passes). For every connection it prints which socket of its own stands
 for which client: ``{"event": "link", "client": [ip, port], "upstream": [ip, port], ...}``.
 
-The end of one leg is passed on to the other. After ``cut`` on standard input, the ends of the
-client legs that are open at that moment are kept from the server: its leg stays open, and
+The end of one leg is passed on to the other. After ``{"op": "cut", "clients": [...]}`` on
+standard input, the ends of these clients are kept from the server: its leg stays open, and
 nobody reads from it (*hold*), so that what the server sends piles up as it does for a client
 that is no longer there. The relay ends when its standard input does.
 """
@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from leakhunt.prove.vanish.kernel import die_with_parent
@@ -71,12 +72,14 @@ class Relay:
     def __init__(self, host: str, port: int) -> None:
         self._host = host
         self._port = port
-        self._links: list[Link] = []
+        self._links: dict[tuple[str, int], Link] = {}
+        self._held: list[Link] = []
 
-    def cut(self) -> None:
-        """From now on, the end of a client that is connected now is kept from the server."""
-        for link in self._links:
-            link.cut = True
+    def cut(self, clients: Iterable[tuple[str, int]]) -> None:
+        """From now on, the ends of these clients are kept from the server."""
+        for client in clients:
+            if link := self._links.get(client):
+                link.cut = True
 
     async def serve(self) -> None:
         """Listen, until cancelled."""
@@ -93,19 +96,23 @@ class Relay:
             writer.transport.abort()
             return
         link = Link(Leg(reader, writer), up)
-        self._links.append(link)
+        client = writer.get_extra_info("peername")[:2]
+        self._links[client] = link
         tell(
             {
                 "event": "link",
-                "client": writer.get_extra_info("peername")[:2],
+                "client": client,
                 "upstream": up.writer.get_extra_info("sockname")[:2],
                 "server": up.writer.get_extra_info("peername")[:2],
             }
         )
         await link.forward()
         if not link.cut:
-            # A held link stays in the list: a stream that nobody refers to is closed.
-            self._links.remove(link)
+            del self._links[client]
+            return
+        # A held link stays referred to (a stream that nobody knows is closed), also when a
+        # later client comes from the same port.
+        self._held.append(self._links.pop(client))
 
 
 def tell(event: dict[str, object]) -> None:
@@ -119,12 +126,16 @@ async def run(host: str, port: int) -> None:
     relay = Relay(host, port)
     serving = asyncio.ensure_future(relay.serve())
 
+    unread = b""
+
     def command() -> None:
-        said = os.read(0, 4096)
+        nonlocal unread
+        said = os.read(0, CHUNK_BYTES)
         if not said:
             serving.cancel()
-        elif b"cut" in said:
-            relay.cut()
+        *lines, unread = (unread + said).split(b"\n")
+        for line in lines:
+            relay.cut((host, port) for host, port in json.loads(line)["clients"])
             tell({"event": "cut"})
 
     asyncio.get_running_loop().add_reader(0, command)

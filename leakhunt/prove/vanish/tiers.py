@@ -54,7 +54,7 @@ def choose_tier(target: Target, demanded: str | None = None) -> TierChoice:
             hint="prove it over TCP, with the same server listening on 127.0.0.1",
         )
     order = ("netns", "userns", "relay") if os.geteuid() == 0 else ("userns", "netns", "relay")
-    refused = []
+    refused: list[TierRefused] = []
     for tier in (demanded,) if demanded else order:
         enter, problem = _try_tier(tier, target)
         if not problem:
@@ -89,13 +89,15 @@ def _try_tier(tier: str, target: Target) -> tuple[Callable[[], None] | None, str
         return None, veth.problem(target.listens_everywhere)
     if target.url is not None and ("[" in target.url or "::" in target.url):
         return None, "the server listens on IPv6, clients are cut off by their IPv4 addresses"
-    module = userns if tier == "userns" else netns
+    enter, why_refused = (
+        (userns.enter, userns.why_refused) if tier == "userns" else (netns.enter, netns.why_refused)
+    )
 
     def attempt() -> str:
         try:
-            module.enter()
+            enter()
         except OSError as error:
-            return module.why_refused(error)
+            return why_refused(error)
         return ""
 
-    return module.enter, try_in_child(attempt)
+    return enter, try_in_child(attempt)

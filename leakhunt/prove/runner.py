@@ -1,0 +1,567 @@
+"""One run: connect, let die, watch from outside, judge.
+
+::
+
+    start or find the server
+      -> a reading without clients
+      -> controls connect, victims connect, everything settles
+      -> the victims die (several waves, with churn)
+      -> watch until all are gone, or until the bound has passed for the last one
+      -> controls, agent, memory; verdict
+
+While anything goes on, the kernel's table is sampled: one netlink dump per sample.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
+
+from leakhunt._version import __version__
+from leakhunt.core.judge import judge
+from leakhunt.core.proof import (
+    AgentResult,
+    ChurnUsed,
+    ControlDropped,
+    ControlsResult,
+    LatencySummary,
+    Proof,
+    ScenarioUsed,
+)
+from leakhunt.errors import NotTestable, ProcessGone
+from leakhunt.prove.agreement import NO_AGENT, ask_agreement
+from leakhunt.prove.checks import (
+    summarise_churn,
+    summarise_death,
+    summarise_memory,
+    timeline,
+    unfinished,
+)
+from leakhunt.prove.deaths import DEATHS, Party
+from leakhunt.prove.fleet import Client, ClientClosed, ClientSpec, Fleet, Group, GroupStats
+from leakhunt.prove.observer import Observer
+from leakhunt.prove.progress import OnProgress, Phase, Progress, nobody
+from leakhunt.prove.scenario import Scenario, split_deaths
+from leakhunt.prove.target import Target, open_target
+from leakhunt.prove.trace import Trace
+from leakhunt.prove.vanish.destroy import end_sockets
+from leakhunt.prove.vanish.means import Means, MeansMaker
+from leakhunt.prove.vanish.tiers import TierChoice
+
+T = TypeVar("T")
+
+LOOKS_S: Final = (0.02, 0.08)
+"""When after a death one looks, besides the regular samples: a kernel that is told of a death
+knows within milliseconds, and is held to 100 ms."""
+
+_WORKERS_PER_WAVE: Final = 2
+_CHURN_CONNECT_TIMEOUT_S: Final = 15.0
+
+
+@dataclass(slots=True)
+class Victims:
+    """A party before its death."""
+
+    death: str
+    group: Group
+    means: Means
+    seen_as: dict[int, tuple[str, int]]
+
+
+@dataclass(slots=True)
+class Casualties:
+    """All that happened to clients, as it happens."""
+
+    closed: dict[int, ClientClosed] = field(default_factory=dict)
+    died_at: dict[int, float] = field(default_factory=dict)
+    traces: dict[str, list[Trace]] = field(default_factory=dict)
+    problem: str = ""
+    """A worker process of ours failed: nothing can be concluded any more."""
+
+    def all_traces(self) -> list[Trace]:
+        """Of all deaths."""
+        return [trace for traces in self.traces.values() for trace in traces]
+
+    def early(self) -> list[ClientClosed]:
+        """Clients that the server closed while they were alive (controls included)."""
+        return [
+            event
+            for client, event in self.closed.items()
+            if event.at < self.died_at.get(client, float("inf"))
+        ]
+
+
+async def prove(
+    scenario: Scenario, choice: TierChoice | None, *, on_progress: OnProgress = nobody
+) -> Proof:
+    """Run ``scenario`` once. ``choice`` is the tier by which clients vanish, if any do.
+
+    Leaves nothing behind, on whatever way it ends. Raises :class:`NotTestable` when nothing
+    could be found out, with the reason.
+    """
+    async with AsyncExitStack() as stack:
+        run = _Run(scenario, choice, on_progress)
+        await run.begin(stack)
+        return await run.finish()
+
+
+class _Run:
+    def __init__(
+        self, scenario: Scenario, choice: TierChoice | None, on_progress: OnProgress
+    ) -> None:
+        self.scenario = scenario
+        self.choice = choice
+        self.on_progress = on_progress
+        self.started_at = time.monotonic()
+        self.casualties = Casualties()
+        self.phase: Phase = "starting"
+        self.connected = 0
+        self.controls: Group | None = None
+        self.slow: list[Group] = []
+        self.deadline: float | None = None
+        self.waves_ended_at = 0.0
+        self.server_ended = False
+        self.target: Target
+        self.observer: Observer
+        self.fleet: Fleet
+        self.maker: MeansMaker
+        self.spec: ClientSpec
+
+    async def begin(self, stack: AsyncExitStack) -> None:
+        """Everything up to the end of watching."""
+        self._tell()
+        scenario = self.scenario
+        self.target = target = await open_target(stack, scenario)
+        self.observer = observer = stack.enter_context(Observer(target))
+        observer.read([])  # without clients
+        self.fleet = await stack.enter_async_context(Fleet(on_close=self._closed))
+        self.maker = MeansMaker(
+            self.choice.tier if self.choice else None,
+            target.address,
+            stack,
+            own_namespace=self.choice is not None and self.choice.enter is not None,
+        )
+        if not target.started:
+            stack.callback(self._free_the_server)
+        self.spec = client_spec(scenario, target)
+        try:
+            await self._connect_and_die()
+            await self._watch_out()
+        except ProcessGone:
+            self._server_gone()
+
+    async def finish(self) -> Proof:
+        """Controls, agent, memory, verdict."""
+        self._tell("checking")
+        stats = await self.controls.stats() if self.controls is not None else None
+        slow_alive = sum([(await group.stats()).connected for group in self.slow])
+        agent = NO_AGENT
+        if not self.server_ended:
+            try:
+                agent = await self._agreement()
+                self._observe()
+            except ProcessGone:
+                self._server_gone()
+        self._raise_for_our_own_failures()
+        proof = self._proof(stats, slow_alive, agent)
+        self._tell("ending")
+        return proof
+
+    # -- the course of the run
+
+    async def _connect_and_die(self) -> None:
+        scenario = self.scenario
+        self._tell("connecting")
+        if scenario.controls:
+            self.controls = await self._watch_during(
+                self.fleet.group(
+                    "controls", self.spec, scenario.controls, on_progress=self._progress_from(0)
+                )
+            )
+            self.connected = scenario.controls
+        if scenario.churn is not None:
+            await self._watch_during(self._churn())
+            return
+        victims = await self._watch_during(self._connect(scenario.clients, "all"))
+        self._tell("settling")
+        await self._watch_during(asyncio.sleep(scenario.settle_s))
+        self._refuse_if_unwanted(victims)
+        self._tell("dying")
+        await self._watch_during(self._strike(victims))
+        self.waves_ended_at = time.monotonic()
+
+    async def _churn(self) -> None:
+        churn = self.scenario.churn
+        assert churn is not None
+        await self.fleet.prestart(_WORKERS_PER_WAVE)
+        await asyncio.sleep(self.scenario.settle_s)
+        begun = time.monotonic()
+        self.deadline = begun + churn.waves * churn.every_s + churn.stay_s + self.scenario.within_s
+        self._tell("dying")
+        waves: set[asyncio.Task[None]] = set()
+        try:
+            for number in range(churn.waves):
+                await asyncio.sleep(max(0.0, begun + number * churn.every_s - time.monotonic()))
+                waves.add(asyncio.create_task(self._wave(number, churn.wave, churn.stay_s)))
+                for wave in [wave for wave in waves if wave.done()]:
+                    waves.remove(wave)
+                    wave.result()
+            await asyncio.gather(*waves)
+        finally:
+            for wave in waves:
+                wave.cancel()
+            if waves:
+                await asyncio.wait(waves)
+        self.waves_ended_at = time.monotonic()
+
+    async def _wave(self, number: int, count: int, stay_s: float) -> None:
+        victims = await self._connect(
+            count, f"wave-{number + 1}", timeout_s=_CHURN_CONNECT_TIMEOUT_S
+        )
+        self.connected += count
+        if number == 0 and self.controls is not None:
+            await self.controls.reset_latency()
+        await asyncio.sleep(stay_s)
+        self._refuse_if_unwanted(victims)
+        await self._strike(victims)
+
+    async def _connect(
+        self, count: int, name: str, *, timeout_s: float | None = None
+    ) -> list[Victims]:
+        victims = []
+        done = self.connected
+        for death_name, share in split_deaths(count, self.scenario.deaths):
+            death = DEATHS[death_name]
+            means = await self.maker.make(vanishes=death_name == "vanish")
+            group = await self.fleet.group(
+                f"{death_name}-{name}",
+                means.adapt(death.adapt(self.spec, self.scenario.slow_bytes_s)),
+                share,
+                namespaces=means.namespaces,
+                timeout_s=timeout_s,
+                on_progress=self._progress_from(done) if timeout_s is None else None,
+            )
+            done += share
+            if death.expected == "kept":
+                self.slow.append(group)
+            seen_as = {}
+            for client in group.clients:
+                address = await means.seen_as(client)
+                if address is None:
+                    raise NotTestable(f"the relay lost track of client {client.id}")
+                seen_as[client.id] = address
+            victims.append(Victims(death_name, group, means, seen_as))
+        return victims
+
+    async def _strike(self, victims: list[Victims]) -> None:
+        if self.scenario.churn is None and self.controls is not None:
+            await self.controls.reset_latency()
+        self._observe()  # what is there right before
+        await asyncio.gather(*(self._strike_one(party) for party in victims))
+
+    async def _strike_one(self, victims: Victims) -> None:
+        group, means = victims.group, victims.means
+        clients = group.clients  # a group that is gone has none
+
+        async def cut() -> None:
+            await means.cut(clients)
+
+        async def look() -> None:
+            await dead.wait()
+            before = 0.0
+            for after in LOOKS_S:
+                await asyncio.sleep(after - before)
+                self._observe()
+                before = after
+
+        dead = asyncio.Event()
+
+        def died_and_look(at: float) -> None:
+            self._died(victims, clients, at)
+            dead.set()
+
+        looking = asyncio.create_task(look())
+        try:
+            await DEATHS[victims.death].strike(Party(group, died_and_look, cut, self.maker.relayed))
+            await looking
+        finally:
+            looking.cancel()
+
+    async def _watch_out(self) -> None:
+        """Until the fate of every dead client is known."""
+        traces = self.casualties.all_traces()
+        last = max((trace.died_at for trace in traces), default=time.monotonic())
+        self.deadline = last + self.scenario.within_s
+        self._tell("watching")
+        keeps = any(DEATHS[death].expected == "kept" for death in self.casualties.traces)
+        mortal = [
+            trace
+            for death, found in self.casualties.traces.items()
+            for trace in found
+            if DEATHS[death].expected == "gone"
+        ]
+        while True:
+            now = time.monotonic()
+            waiting = unfinished(mortal, self.scenario.within_s, now)
+            if not waiting and not (keeps and now < self.deadline):
+                return
+            # Look right after the bound, not up to an interval later.
+            pause = min(self.observer.interval_s, max(0.0, self.deadline - now) + 0.01)
+            await asyncio.sleep(pause)
+            self._observe()
+
+    async def _watch_during(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do ``work`` and take samples meanwhile."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await asyncio.wait((task,), timeout=self.observer.interval_s)
+                self._observe()
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait((task,))
+
+    # -- what happens meanwhile
+
+    def _observe(self) -> None:
+        self._raise_for_our_own_failures()
+        if not self.target.alive:
+            assert self.target.pid is not None
+            raise ProcessGone(self.target.pid)
+        self.observer.sample()
+        self._tell()
+
+    def _died(self, victims: Victims, clients: tuple[Client, ...], at: float) -> None:
+        for client in clients:
+            event = self.casualties.closed.get(client.id)
+            if event is not None:
+                continue  # the server had dropped it while it was alive: counted as that
+            self.casualties.died_at[client.id] = at
+            address = victims.seen_as[client.id]
+            trace = Trace(client.id, address, at, inode=self.observer.inode_of(address))
+            self.casualties.traces.setdefault(victims.death, []).append(trace)
+            kept = DEATHS[victims.death].expected == "kept"
+            self.observer.follow(trace, counts_as_zombie=not kept)
+
+    def _closed(self, event: ClientClosed) -> None:
+        if event.why.startswith("worker process"):
+            self.casualties.problem = event.why
+        self.casualties.closed.setdefault(event.client.id, event)
+
+    def _server_gone(self) -> None:
+        self.server_ended = True
+        if not self.casualties.died_at:
+            raise NotTestable(
+                "the server ended before any client died",
+                hint="\n".join(("its last output:", *self.target.last_output[-12:])),
+            )
+
+    def _refuse_if_unwanted(self, victims: list[Victims]) -> None:
+        """A server that closes most clients at once does not want them; it proves nothing."""
+        ids = {client.id for party in victims for client in party.group.clients}
+        closed = [self.casualties.closed[one] for one in ids if one in self.casualties.closed]
+        if len(closed) * 2 > len(ids) and not self.casualties.died_at:
+            raise NotTestable(
+                f"the server closed {len(closed)} of {len(ids)} clients by itself"
+                f" ({closed[0].why}, code {closed[0].code})",
+                hint="does it expect a first message (--join) or a header (--header)?",
+            )
+
+    def _raise_for_our_own_failures(self) -> None:
+        if self.casualties.problem:
+            raise NotTestable(
+                f"a client process failed: {self.casualties.problem}",
+                hint="fewer clients, or more memory and open files, may help",
+            )
+
+    def _free_the_server(self) -> None:
+        """A server that we did not start must not keep what our clients left in it."""
+        end_sockets(
+            [
+                trace.last
+                for trace in self.casualties.all_traces()
+                if trace.is_open and trace.last is not None
+            ]
+        )
+
+    # -- the result
+
+    async def _agreement(self) -> AgentResult:
+        pid = self.target.pid
+        if pid is None:
+            return NO_AGENT
+        dead = {f"{host}:{port}" for host, port in self._dead_addresses()}
+        return await ask_agreement(
+            pid, self.target.address[1], self.observer.count_descriptors, dead
+        )
+
+    def _dead_addresses(self) -> set[tuple[str, int]]:
+        return {
+            trace.seen_as
+            for death, traces in self.casualties.traces.items()
+            for trace in traces
+            if DEATHS[death].expected == "gone"
+        }
+
+    def _proof(self, stats: GroupStats | None, slow_alive: int, agent: AgentResult) -> Proof:
+        scenario, target = self.scenario, self.target
+        traces = self.casualties.all_traces()
+        deaths = tuple(
+            summarise_death(
+                death,
+                self.casualties.traces.get(death, []),
+                within_s=scenario.within_s,
+                server=target.address,
+                relayed=self.maker.relayed and death == "vanish",
+            )
+            for death in scenario.deaths
+            if self.casualties.traces.get(death)
+        )
+        controls = self._controls(stats, slow_alive)
+        early = len(self.casualties.early()) - len(controls.dropped)
+        server = replace(target.seen(), alive_at_end=not self.server_ended)
+        judgement = judge(
+            deaths, controls, agent, server, within_s=scenario.within_s, early_drops=early
+        )
+        churn = None
+        if scenario.churn is not None:
+            live = stats.connected if stats is not None else 0
+            churn = summarise_churn(
+                traces, self.observer.readings, live_at_end=live, waves_ended_at=self.waves_ended_at
+            )
+        return Proof(
+            version=__version__,
+            outcome=judgement.outcome,
+            reasons=judgement.reasons,
+            scenario=self._used(),
+            server=server,
+            deaths=deaths,
+            controls=controls,
+            memory=summarise_memory(self.observer.readings),
+            agent=agent,
+            latency=_latency(stats),
+            churn=churn,
+            timeline=timeline(self.observer.readings, self.started_at),
+            notes=self._notes(stats),
+            duration_s=time.monotonic() - self.started_at,
+        )
+
+    def _controls(self, stats: GroupStats | None, slow_alive: int) -> ControlsResult:
+        slow = {client.id for group in self.slow for client in group.clients}
+        control = {client.id for client in self.controls.clients} if self.controls else set()
+        dropped = tuple(
+            ControlDropped(event.client.id, event.at - self.started_at, event.code)
+            for event in sorted(self.casualties.closed.values(), key=lambda event: event.at)
+            if event.client.id in control or event.client.id in slow
+        )
+        answering = 0
+        if stats is not None and not stats.stale:
+            answering = sum(
+                c.connected and c.pings_answered >= c.pings_received for c in stats.clients
+            )
+        return ControlsResult(
+            count=len(control) + len(slow),
+            dropped=dropped,
+            answering_at_end=answering + slow_alive,
+            slow=len(slow),
+        )
+
+    def _used(self) -> ScenarioUsed:
+        scenario, choice = self.scenario, self.choice
+        churn = scenario.churn
+        return ScenarioUsed(
+            name=scenario.name,
+            deaths=scenario.deaths,
+            load=scenario.load,
+            clients=scenario.total_clients,
+            controls=scenario.controls,
+            within_s=scenario.within_s,
+            tls=self.spec.url.startswith("wss:"),
+            join=scenario.join,
+            slow_bytes_s=scenario.slow_bytes_s if "slow" in scenario.deaths else None,
+            tier=choice.tier if choice else None,
+            tier_reason=choice.reason if choice else "",
+            tiers_refused=choice.refused if choice else (),
+            churn=ChurnUsed(churn.wave, churn.every_s, churn.for_s) if churn else None,
+        )
+
+    def _notes(self, stats: GroupStats | None) -> tuple[str, ...]:
+        notes = list(self.maker.notes)
+        if self.choice is not None and self.choice.enter is not None:
+            notes.append(
+                "server and clients ran in a network namespace of their own: the server could"
+                " reach no other network (use --tier relay if it needs one)"
+            )
+        notes += self.observer.notes
+        if stats is not None and stats.latency.p99_s and stats.worker_lag_max_s > 0.01:
+            notes.append(
+                f"latency includes the clients' own delay, at most {stats.worker_lag_max_s:.3f} s"
+            )
+        return tuple(notes)
+
+    # -- progress
+
+    def _progress_from(self, before: int) -> Any:
+        def connected(count: int) -> None:
+            self.connected = before + count
+            self._tell()
+
+        return connected
+
+    def _tell(self, phase: Phase | None = None) -> None:
+        self.phase = phase or self.phase
+        observer = getattr(self, "observer", None)
+        zombies = observer.zombies if observer is not None else 0
+        died = sum(
+            len(traces)
+            for death, traces in self.casualties.traces.items()
+            if DEATHS[death].expected == "gone"
+        )
+        self.on_progress(
+            Progress(
+                phase=self.phase,
+                t_s=time.monotonic() - self.started_at,
+                connected=self.connected,
+                of=self.scenario.total_clients + self.scenario.controls,
+                dead=died,
+                gone=died - zombies,
+                zombies=zombies,
+                dropped=len(self.casualties.early()),
+                rss_bytes=observer.rss_bytes if observer is not None else None,
+                deadline_s=None if self.deadline is None else self.deadline - self.started_at,
+            )
+        )
+
+
+def client_spec(scenario: Scenario, target: Target) -> ClientSpec:
+    """What every client of the run has in common."""
+    spec = ClientSpec(
+        url=target.url,
+        headers=scenario.headers,
+        tls_ca=scenario.tls_ca,
+        tls_insecure=scenario.tls_insecure,
+        join=scenario.join,
+        load="chat" if scenario.load == "chat" else "push" if scenario.load == "push" else "idle",
+        chat_interval_s=scenario.chat_interval_s,
+        sent_at_field=scenario.sent_at,
+        connect_host=target.address[0],
+        connect_port=target.address[1],
+    )
+    if scenario.chat_message is not None:
+        spec = replace(spec, chat_message=scenario.chat_message)
+    return spec
+
+
+def _latency(stats: GroupStats | None) -> LatencySummary | None:
+    if stats is None:
+        return None
+    found = stats.latency
+    if not found.count or found.p50_s is None or found.p99_s is None or found.max_s is None:
+        return None
+    return LatencySummary(found.count, found.p50_s, found.p99_s, found.max_s)
