@@ -97,7 +97,7 @@ async def test_a_client_that_cannot_write_to_us_is_not_dropped(start: Any) -> No
     """Our receive window is closed: no pong can come, and the peer's kernel stands in."""
     server = start("--unread")
     async with connect(server.url, compression=None, ping_interval=None) as client:
-        flood = asyncio.create_task(client.send(b"x" * 30_000_000))
+        flood = asyncio.create_task(send_without_end(client))
         await asyncio.sleep(LONG + EVICT_AFTER)
         assert not flood.done()
         assert server.agent().evictions == {}
