@@ -163,11 +163,17 @@ class Agent:
         await self.aclose()
 
     def start(self) -> None:
-        """Start on the running loop, if not started there yet. Mounting does it for you."""
+        """Start on the running loop, if not started there yet. Mounting does it for you.
+
+        Raises:
+            RuntimeError: it serves an event loop that is running in another thread.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
         if self._loop is not None:
+            if self._loop.is_running():
+                raise RuntimeError(f"{self!r} serves another event loop: use one Agent for each")
             self._leave_loop()
         self._loop = loop
         self._loop_thread = threading.get_ident()

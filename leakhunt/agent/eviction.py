@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.agent import kernel
@@ -66,7 +66,7 @@ class Evictions:
     def add_callback(self, callback: OnEvict) -> None:
         """Call this for every eviction, before the abort."""
         self._callbacks.append(callback)
-        if asyncio.iscoroutinefunction(callback):
+        if iscoroutinefunction(callback):
             self.lead = self._limit
 
     @property

@@ -3,7 +3,7 @@
 Connections stand in a timing wheel; each tick looks at those that are due. A tick that comes
 late was stalled, by a blocked loop or a stopped process, and the clock of every open question
 stops for that long. After such a stall nobody is judged before the loop has read what the
-kernel holds: those due are put off by one tick.
+kernel holds.
 """
 
 from __future__ import annotations
@@ -89,19 +89,22 @@ class Heartbeat:
 
     def _on_tick(self) -> None:
         self._timer = None
-        now = self._agent.clock()
+        self._agent.safely(self._turn, self._agent.clock())
+        if self._agent.wants_ticks():
+            self.wake()
+
+    def _turn(self, now: float) -> None:
         self.ticked_at = now
         self.lag = max(now - self._expected, 0.0)
         self.lag_max = max(self.lag_max, self.lag)
-        stalled = self.lag > STALL
-        if stalled:
-            self.stalled += self.lag
         self._due.extend(self._wheel.take(now))
-        if self._agent.wants_ticks():
-            self.wake()
-        if not stalled:
-            self._agent.safely(self._agent.evictions.verify, now)
+        if self.lag > STALL:
+            self.stalled += self.lag
+            # Two turns of the loop: one of them reads what the kernel holds.
+            self._loop.call_soon(self._loop.call_soon, self._work)
+        else:
             self._work()
+        self._agent.evictions.verify(now)
 
     def _work(self) -> None:
         """Look at those that are due, a batch at a time."""
@@ -117,7 +120,7 @@ class Heartbeat:
                 ping = secrets.token_bytes(4)
             if not agent.safely(self._look, conn, now, ping):
                 self._wheel.add(conn.id, now + self._timing.ping_interval / 4)
-        if self._due and not self._loop.is_closed():
+        if self._due:
             self._loop.call_soon(self._work)
 
     # One connection
