@@ -71,14 +71,16 @@ class TlsLayer:
         if not self.established:
             return b""
         try:
-            return self._object.read(_PIECE)
+            data = self._object.read(_PIECE)
         except ssl.SSLWantReadError:
             return b""
         except ssl.SSLZeroReturnError:
-            self.ended = True
-            return b""
+            data = b""
         finally:
             self._flush()
+        # Python reports close_notify by an error or by no data, depending on our own side.
+        self.ended = not data
+        return data
 
     def _flush(self) -> None:
         if self._outgoing.pending:

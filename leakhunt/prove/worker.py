@@ -245,8 +245,10 @@ def _why(exc: Exception) -> str:
         return "no answer in time"
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {exc.verify_message}"
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror.lower()
+    if isinstance(exc, OSError) and exc.errno and exc.errno > 0:
+        # asyncio puts the address there instead of what went wrong; a name that is not known
+        # has a negative number of its own.
+        return os.strerror(exc.errno).lower()
     return str(exc) or type(exc).__name__
 
 
