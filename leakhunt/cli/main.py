@@ -143,9 +143,11 @@ def run(args: Sequence[str]) -> int:
 
 def print_error(error: LeakhuntError) -> None:
     """``error: ...`` and ``hint: ...`` on stderr."""
-    _say(f"error: {error}")
+    from leakhunt.report.printable import printable
+
+    _say(printable(f"error: {error}"))
     if error.hint:
-        _say(f"hint: {error.hint}")
+        _say(printable(f"hint: {error.hint}"))
 
 
 def _say(line: str) -> None:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from leakhunt.core.views import ConnectionView
 from leakhunt.report.console import plain_table
+from leakhunt.report.printable import printable
 from leakhunt.report.units import human_bytes, human_seconds, short_count, short_seconds
 
 STATE_STYLES: Final = {
@@ -50,11 +51,11 @@ def conns_table(
         if several_pids:
             cells.append(str(row.pid))
         if several_agents:
-            cells.append(Text(row.agent))
+            cells.append(Text(printable(row.agent)))
         cells += [
             str(row.id),
-            Text(row.peer + (" tls" if row.tls else "")),
-            Text(row.state, style=STATE_STYLES.get(row.state, "")),
+            Text(printable(row.peer) + (" tls" if row.tls else "")),
+            Text(printable(row.state), style=STATE_STYLES.get(row.state, "")),
             short_seconds(row.opened_s),
             short_seconds(row.last_heard_s),
             human_seconds(row.latency_s),
@@ -63,7 +64,7 @@ def conns_table(
             short_count(row.messages_in),
             short_count(row.messages_out),
             short_count(row.dropped + row.coalesced),
-            Text(", ".join(row.rooms), no_wrap=True, overflow="ellipsis"),
+            Text(printable(", ".join(row.rooms)), no_wrap=True, overflow="ellipsis"),
         ]
         table.add_row(*cells)
     footer = Text(_summary(rows, total), style="dim" if console.is_terminal else "")

@@ -10,13 +10,14 @@ from rich.text import Text
 from leakhunt.core.views import AgentView, LoopView, StatusView
 from leakhunt.report.conns import STATE_STYLES
 from leakhunt.report.console import plain_table
+from leakhunt.report.printable import printable
 from leakhunt.report.units import human_bytes, human_count, human_seconds
 
 
 def status_report(status: StatusView) -> RenderableType:
     """All agents of one process, one after the other."""
     parts: list[RenderableType] = [
-        Text(f"process {status.pid}, leakhunt {status.version}, Python {status.python}"),
+        Text(printable(f"process {status.pid}, leakhunt {status.version}, Python {status.python}")),
     ]
     if not status.agents:
         parts.append(Text("no agent is running in it"))
@@ -26,13 +27,15 @@ def status_report(status: StatusView) -> RenderableType:
 
 
 def _agent(agent: AgentView) -> RenderableType:
-    title = Text(f"agent {agent.name}", style="bold")
+    title = Text(printable(f"agent {agent.name}"), style="bold")
     if agent.error is not None:
-        return Group(title, Text(f"could not be described: {agent.error}", style="red"))
+        return Group(title, Text(printable(f"could not be described: {agent.error}"), style="red"))
     if agent.mode:
-        title.append(f"  {agent.mode}", style="yellow" if agent.mode == "observe" else "green")
+        title.append(
+            printable(f"  {agent.mode}"), style="yellow" if agent.mode == "observe" else "green"
+        )
     if agent.adapters:
-        title.append(f"  on {', '.join(agent.adapters)}")
+        title.append(printable(f"  on {', '.join(agent.adapters)}"))
     table = plain_table(show_header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column()
@@ -48,14 +51,14 @@ def _agent(agent: AgentView) -> RenderableType:
     parts: list[RenderableType] = [title, table]
     if agent.loop.blocked and agent.loop.stack:
         parts += [Text("the event loop is blocked here:", style="red")]
-        parts += [Text("  " + line.rstrip()) for entry in agent.loop.stack
+        parts += [Text("  " + printable(line.rstrip())) for entry in agent.loop.stack
                   for line in entry.splitlines()]  # fmt: skip
     if agent.settings:
         settings = plain_table(show_header=False)
         settings.add_column(no_wrap=True, style="dim")
         settings.add_column()
         for name, value in agent.settings.items():
-            settings.add_row(Text(name), Text(_setting(name, value)))
+            settings.add_row(Text(printable(name)), Text(printable(_setting(name, value))))
         parts += [Text("settings"), settings]
     return Group(*parts)
 
@@ -106,7 +109,7 @@ def _counts(counts: Mapping[str, int], styles: Mapping[str, str] | None = None) 
     for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if text:
             text.append(", ")
-        text.append(f"{human_count(count)} {name}", style=(styles or {}).get(name, ""))
+        text.append(printable(f"{human_count(count)} {name}"), style=(styles or {}).get(name, ""))
     return text or Text("none")
 
 

@@ -47,7 +47,7 @@ class Source:
                 "buffered_bytes": 1000 * (5 - number), "transport_bytes": 0,
                 "kernel_bytes": None if number == 1 else 7,
                 "queued_messages": number % 3, "queued_bytes": 10 * (number % 3),
-                "rooms": ["lobby", "[bold]x[/]"] if number % 2 else ["lobby"],
+                "rooms": ["lobby", "[bold]x[/]", "\x1b]0;owned\x07"] if number % 2 else ["lobby"],
                 "messages_in": number, "messages_out": 6 - 2 * number if number < 3 else 50,
                 "bytes_in": 1, "bytes_out": 2, "dropped": number % 2, "coalesced": 0,
                 "something_newer": 17,

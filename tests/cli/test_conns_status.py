@@ -80,7 +80,7 @@ def test_table_in_a_pipe_is_plain_and_whole(
     assert main(["conns", str(serve("chat").pid)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert "lobby, [bold]x[/]" in out
+    assert "lobby, [bold]x[/], \\x1b]0;owned\\x07" in out
     assert "10.0.0.2:40002 tls" in out
     assert "4.0 kB" in out
     assert "5 connections: 4 alive, 1 suspect" in out

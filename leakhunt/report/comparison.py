@@ -1,0 +1,93 @@
+"""Two proofs side by side: the article's table of before and after. Pure."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from leakhunt.core.proof import Comparison, Proof
+from leakhunt.report.units import ABSENT, human_bytes, human_count, human_seconds
+
+FLAT_SHARE_PER_MINUTE: Final = 0.01
+"""A resident memory whose slope is below this share of it per minute is called flat."""
+
+
+class Row(NamedTuple):
+    """One metric of both servers."""
+
+    metric: str
+    before: str
+    after: str
+
+
+def comparison_rows(comparison: Comparison) -> list[Row]:
+    """The table; a metric that neither run measured has no row."""
+    metrics = (
+        ("RAM per reported connection", _ram_per_connection),
+        ("Resident memory at the end", _resident_memory),
+        ("Zombies accumulated", _zombies),
+        ("Max lifetime of a dead socket", _max_lifetime),
+        ("Kernel buffers at the end", _kernel_buffers),
+        ("Open descriptors at the end", _descriptors),
+        ("Live clients dropped", _dropped),
+        ("p99 broadcast latency to live players", _latency),
+    )
+    rows = [Row(name, cell(comparison.before), cell(comparison.after)) for name, cell in metrics]
+    return [row for row in rows if (row.before, row.after) != (ABSENT, ABSENT)]
+
+
+def _ram_per_connection(proof: Proof) -> str:
+    return human_bytes(proof.churn.rss_per_reported_connection_bytes if proof.churn else None)
+
+
+def _resident_memory(proof: Proof) -> str:
+    after = proof.memory.rss_bytes.after
+    text = human_bytes(after)
+    slope = proof.churn.rss_slope_bytes_per_hour if proof.churn else None
+    if after is None or slope is None:
+        return text
+    per_minute = slope / 60
+    if abs(per_minute) < FLAT_SHARE_PER_MINUTE * after:
+        return f"{text} (flat)"
+    direction = "climbing" if slope > 0 else "falling"
+    return f"{text} ({direction} {human_bytes(abs(per_minute))}/min)"
+
+
+def _zombies(proof: Proof) -> str:
+    if proof.churn is not None:
+        churn = proof.churn
+        return f"{human_count(churn.zombies_at_end)} of {human_count(churn.died)}"
+    deaths = [death for death in proof.deaths if death.expected == "gone"]
+    if not deaths:
+        return ABSENT
+    left, count = sum(d.survivors for d in deaths), sum(d.count for d in deaths)
+    return f"{human_count(left)} of {human_count(count)}"
+
+
+def _max_lifetime(proof: Proof) -> str:
+    deaths = [death for death in proof.deaths if death.expected == "gone"]
+    if proof.churn is not None:
+        if proof.churn.max_lifetime_s is not None:
+            return human_seconds(proof.churn.max_lifetime_s)
+        return "unbounded" if proof.churn.zombies_at_end else ABSENT
+    if any(death.survivors for death in deaths):
+        return "unbounded"
+    return human_seconds(max((d.gone_s.max_s for d in deaths if d.gone_s), default=None))
+
+
+def _kernel_buffers(proof: Proof) -> str:
+    return human_bytes(proof.memory.kernel_bytes.after)
+
+
+def _descriptors(proof: Proof) -> str:
+    return human_count(proof.memory.descriptors.after)
+
+
+def _dropped(proof: Proof) -> str:
+    controls = proof.controls
+    if not controls.count:
+        return ABSENT
+    return f"{human_count(len(controls.dropped))} of {human_count(controls.count)}"
+
+
+def _latency(proof: Proof) -> str:
+    return human_seconds(proof.latency.p99_s if proof.latency else None)
