@@ -54,7 +54,7 @@ def _suite(root: ET.Element, proof: Proof, which: str, *, decides: bool = True) 
     counts = {"failure": 0, "error": 0}
     for check in checks:
         case = ET.SubElement(
-            suite, "testcase", classname=_clean(name), name=_clean(f"{check.name}: {check.title}"),
+            suite, "testcase", classname=_clean(name), name=_clean(check.title),
             time="0",
         )  # fmt: skip
         message = _clean("; ".join(check.reasons))
