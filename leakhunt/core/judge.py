@@ -80,11 +80,11 @@ def _death_reasons(death: DeathResult, within_s: float) -> list[str]:
             f"{death.death}: {death.survivors} of {death.count} dead clients still held"
             f" a descriptor {within_s:g} s after their death"
         )
-    worst = death.worst
-    if death.orphans and death.orphan_bytes > ORPHAN_LIMIT_BYTES * death.orphans:
+    if death.heavy_orphans:
+        state = death.worst.state if death.worst and not death.survivors else "closed"
         reasons.append(
-            f"{death.death}: {death.orphans} closed sockets keep {death.orphan_bytes} bytes of"
-            " kernel memory" + (f" (state {worst.state})" if worst and not death.survivors else "")
+            f"{death.death}: {death.heavy_orphans} sockets ({state}) have no descriptor any more,"
+            f" and the kernel keeps {death.orphan_bytes} bytes for them"
         )
     return reasons
 

@@ -186,7 +186,10 @@ class DeathResult:
     """Kernel memory in these orphans, bytes."""
 
     worst: Offender | None
-    """The survivor (or orphan) that holds most, or is dead for the longest time."""
+    """The survivor (or heavy orphan) that is dead for the longest time, then holds most."""
+
+    heavy_orphans: int = 0
+    """How many of the orphans keep more than a lone FIN: these count against the server."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def unfinished(traces: Sequence[Trace], within_s: float, now: float) -> bool:
     for trace in traces:
         past_bound = trace.last_open_at is not None and trace.outlived(within_s)
         looked_after_bound = now - trace.died_at > within_s
-        if (trace.is_open or trace.orphan is not None) and not (past_bound or looked_after_bound):
+        if (trace.is_open or trace.is_heavy_orphan) and not (past_bound or looked_after_bound):
             return True
     return False
 
@@ -63,7 +63,8 @@ def summarise_death(
         survivors = [t for t in traces if t.is_open]
     orphans = [t for t in traces if t.orphan is not None]
     lives = [life for t in traces if (life := t.lived_s()) is not None and not t.outlived(within_s)]
-    blamed = [] if death.expected == "kept" else [*survivors, *orphans]
+    heavy = [t for t in orphans if t.is_heavy_orphan]
+    blamed = [] if death.expected == "kept" else [*survivors, *heavy]
     offenders = [_offender(death_name, trace, server) for trace in blamed]
     return DeathResult(
         death=death_name,
@@ -77,8 +78,9 @@ def summarise_death(
         gone_s=spread(lives),
         survivors=len(survivors),
         orphans=len(orphans),
-        orphan_bytes=sum(_held_bytes(t) for t in orphans),
+        orphan_bytes=sum(t.held_bytes for t in orphans),
         worst=max(offenders, key=offender_weight, default=None),
+        heavy_orphans=len(heavy),
     )
 
 
@@ -150,13 +152,6 @@ def timeline(readings: Sequence[Reading], started_at: float) -> tuple[TimelinePo
         )
         for reading in kept
     )
-
-
-def _held_bytes(trace: Trace) -> int:
-    sample = trace.orphan or trace.last
-    if sample is None:
-        return 0
-    return sample.memory_bytes or sample.send_queue_bytes + sample.recv_queue_bytes
 
 
 def _offender(death: str, trace: Trace, server: tuple[str, int]) -> Offender:

@@ -16,41 +16,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from leakhunt._version import __version__
-from leakhunt.core.judge import judge
-from leakhunt.core.proof import (
-    AgentResult,
-    ChurnUsed,
-    ControlDropped,
-    ControlsResult,
-    LatencySummary,
-    Proof,
-    ScenarioUsed,
-)
+from leakhunt.core.proof import AgentResult, Proof
 from leakhunt.errors import NotTestable, ProcessGone
 from leakhunt.prove.agreement import NO_AGENT, ask_agreement
-from leakhunt.prove.checks import (
-    summarise_churn,
-    summarise_death,
-    summarise_memory,
-    timeline,
-    unfinished,
-)
+from leakhunt.prove.casualties import Casualties
+from leakhunt.prove.checks import unfinished
 from leakhunt.prove.deaths import DEATHS, Party
-from leakhunt.prove.fleet import Client, ClientClosed, ClientSpec, Fleet, Group, GroupStats
+from leakhunt.prove.fleet import Client, ClientClosed, ClientSpec, Fleet, Group
 from leakhunt.prove.observer import Observer
 from leakhunt.prove.progress import OnProgress, Phase, Progress, nobody
-from leakhunt.prove.scenario import Scenario, split_deaths
+from leakhunt.prove.result import Finished, proof_of
+from leakhunt.prove.scenario import Churn, Scenario, split_deaths
 from leakhunt.prove.target import Target, open_target
 from leakhunt.prove.trace import Trace
 from leakhunt.prove.vanish.destroy import end_sockets
 from leakhunt.prove.vanish.means import Means, MeansMaker
 from leakhunt.prove.vanish.tiers import TierChoice
+from leakhunt.prove.worker_process import WorkerGone
 
 T = TypeVar("T")
 
@@ -58,7 +45,7 @@ LOOKS_S: Final = (0.02, 0.08)
 """When after a death one looks, besides the regular samples: a kernel that is told of a death
 knows within milliseconds, and is held to 100 ms."""
 
-_WORKERS_PER_WAVE: Final = 2
+_PRESTARTED_WORKERS: Final = 30
 _CHURN_CONNECT_TIMEOUT_S: Final = 15.0
 
 
@@ -70,29 +57,6 @@ class Victims:
     group: Group
     means: Means
     seen_as: dict[int, tuple[str, int]]
-
-
-@dataclass(slots=True)
-class Casualties:
-    """All that happened to clients, as it happens."""
-
-    closed: dict[int, ClientClosed] = field(default_factory=dict)
-    died_at: dict[int, float] = field(default_factory=dict)
-    traces: dict[str, list[Trace]] = field(default_factory=dict)
-    problem: str = ""
-    """A worker process of ours failed: nothing can be concluded any more."""
-
-    def all_traces(self) -> list[Trace]:
-        """Of all deaths."""
-        return [trace for traces in self.traces.values() for trace in traces]
-
-    def early(self) -> list[ClientClosed]:
-        """Clients that the server closed while they were alive (controls included)."""
-        return [
-            event
-            for client, event in self.closed.items()
-            if event.at < self.died_at.get(client, float("inf"))
-        ]
 
 
 async def prove(
@@ -167,9 +131,28 @@ class _Run:
             except ProcessGone:
                 self._server_gone()
         self._raise_for_our_own_failures()
-        proof = self._proof(stats, slow_alive, agent)
+        result = proof_of(
+            Finished(
+                scenario=self.scenario,
+                choice=self.choice,
+                server=replace(self.target.seen(), alive_at_end=not self.server_ended),
+                address=self.target.address,
+                casualties=self.casualties,
+                control_ids=_ids(self.controls),
+                slow_ids={one for group in self.slow for one in _ids(group)},
+                slow_alive=slow_alive,
+                stats=stats,
+                agent=agent,
+                readings=self.observer.readings,
+                relayed=self.maker.relayed,
+                notes=(*self.maker.notes, *self.observer.notes),
+                started_at=self.started_at,
+                waves_ended_at=self.waves_ended_at,
+                ended_at=time.monotonic(),
+            )
+        )
         self._tell("ending")
-        return proof
+        return result
 
     # -- the course of the run
 
@@ -197,35 +180,29 @@ class _Run:
     async def _churn(self) -> None:
         churn = self.scenario.churn
         assert churn is not None
-        await self.fleet.prestart(_WORKERS_PER_WAVE)
+        # An interpreter that starts costs a fraction of a second of a processor: that must not
+        # fall into the time in which latencies are measured.
+        wanted = churn.waves * len(split_deaths(churn.wave, self.scenario.deaths))
+        await self.fleet.prestart(min(wanted, _PRESTARTED_WORKERS))
         await asyncio.sleep(self.scenario.settle_s)
         begun = time.monotonic()
         self.deadline = begun + churn.waves * churn.every_s + churn.stay_s + self.scenario.within_s
         self._tell("dying")
-        waves: set[asyncio.Task[None]] = set()
-        try:
-            for number in range(churn.waves):
-                await asyncio.sleep(max(0.0, begun + number * churn.every_s - time.monotonic()))
-                waves.add(asyncio.create_task(self._wave(number, churn.wave, churn.stay_s)))
-                for wave in [wave for wave in waves if wave.done()]:
-                    waves.remove(wave)
-                    wave.result()
-            await asyncio.gather(*waves)
-        finally:
-            for wave in waves:
-                wave.cancel()
-            if waves:
-                await asyncio.wait(waves)
+        await all_of(
+            self._wave(begun + number * churn.every_s, number, churn)
+            for number in range(churn.waves)
+        )
         self.waves_ended_at = time.monotonic()
 
-    async def _wave(self, number: int, count: int, stay_s: float) -> None:
+    async def _wave(self, begins_at: float, number: int, churn: Churn) -> None:
+        await asyncio.sleep(max(0.0, begins_at - time.monotonic()))
         victims = await self._connect(
-            count, f"wave-{number + 1}", timeout_s=_CHURN_CONNECT_TIMEOUT_S
+            churn.wave, f"wave-{number + 1}", timeout_s=_CHURN_CONNECT_TIMEOUT_S
         )
-        self.connected += count
+        self.connected += churn.wave
         if number == 0 and self.controls is not None:
             await self.controls.reset_latency()
-        await asyncio.sleep(stay_s)
+        await asyncio.sleep(churn.stay_s)
         self._refuse_if_unwanted(victims)
         await self._strike(victims)
 
@@ -261,7 +238,7 @@ class _Run:
         if self.scenario.churn is None and self.controls is not None:
             await self.controls.reset_latency()
         self._observe()  # what is there right before
-        await asyncio.gather(*(self._strike_one(party) for party in victims))
+        await all_of(self._strike_one(party) for party in victims)
 
     async def _strike_one(self, victims: Victims) -> None:
         group, means = victims.group, victims.means
@@ -288,6 +265,10 @@ class _Run:
         try:
             await DEATHS[victims.death].strike(Party(group, died_and_look, cut, self.maker.relayed))
             await looking
+        except (TimeoutError, WorkerGone) as error:
+            raise NotTestable(
+                f"{victims.death}: the clients could not be made to die: {error or 'timeout'}"
+            ) from error
         finally:
             looking.cancel()
 
@@ -409,102 +390,6 @@ class _Run:
             if DEATHS[death].expected == "gone"
         }
 
-    def _proof(self, stats: GroupStats | None, slow_alive: int, agent: AgentResult) -> Proof:
-        scenario, target = self.scenario, self.target
-        traces = self.casualties.all_traces()
-        deaths = tuple(
-            summarise_death(
-                death,
-                self.casualties.traces.get(death, []),
-                within_s=scenario.within_s,
-                server=target.address,
-                relayed=self.maker.relayed and death == "vanish",
-            )
-            for death in scenario.deaths
-            if self.casualties.traces.get(death)
-        )
-        controls = self._controls(stats, slow_alive)
-        early = len(self.casualties.early()) - len(controls.dropped)
-        server = replace(target.seen(), alive_at_end=not self.server_ended)
-        judgement = judge(
-            deaths, controls, agent, server, within_s=scenario.within_s, early_drops=early
-        )
-        churn = None
-        if scenario.churn is not None:
-            live = stats.connected if stats is not None else 0
-            churn = summarise_churn(
-                traces, self.observer.readings, live_at_end=live, waves_ended_at=self.waves_ended_at
-            )
-        return Proof(
-            version=__version__,
-            outcome=judgement.outcome,
-            reasons=judgement.reasons,
-            scenario=self._used(),
-            server=server,
-            deaths=deaths,
-            controls=controls,
-            memory=summarise_memory(self.observer.readings),
-            agent=agent,
-            latency=_latency(stats),
-            churn=churn,
-            timeline=timeline(self.observer.readings, self.started_at),
-            notes=self._notes(stats),
-            duration_s=time.monotonic() - self.started_at,
-        )
-
-    def _controls(self, stats: GroupStats | None, slow_alive: int) -> ControlsResult:
-        slow = {client.id for group in self.slow for client in group.clients}
-        control = {client.id for client in self.controls.clients} if self.controls else set()
-        dropped = tuple(
-            ControlDropped(event.client.id, event.at - self.started_at, event.code)
-            for event in sorted(self.casualties.closed.values(), key=lambda event: event.at)
-            if event.client.id in control or event.client.id in slow
-        )
-        answering = 0
-        if stats is not None and not stats.stale:
-            answering = sum(
-                c.connected and c.pings_answered >= c.pings_received for c in stats.clients
-            )
-        return ControlsResult(
-            count=len(control) + len(slow),
-            dropped=dropped,
-            answering_at_end=answering + slow_alive,
-            slow=len(slow),
-        )
-
-    def _used(self) -> ScenarioUsed:
-        scenario, choice = self.scenario, self.choice
-        churn = scenario.churn
-        return ScenarioUsed(
-            name=scenario.name,
-            deaths=scenario.deaths,
-            load=scenario.load,
-            clients=scenario.total_clients,
-            controls=scenario.controls,
-            within_s=scenario.within_s,
-            tls=self.spec.url.startswith("wss:"),
-            join=scenario.join,
-            slow_bytes_s=scenario.slow_bytes_s if "slow" in scenario.deaths else None,
-            tier=choice.tier if choice else None,
-            tier_reason=choice.reason if choice else "",
-            tiers_refused=choice.refused if choice else (),
-            churn=ChurnUsed(churn.wave, churn.every_s, churn.for_s) if churn else None,
-        )
-
-    def _notes(self, stats: GroupStats | None) -> tuple[str, ...]:
-        notes = list(self.maker.notes)
-        if self.choice is not None and self.choice.enter is not None:
-            notes.append(
-                "server and clients ran in a network namespace of their own: the server could"
-                " reach no other network (use --tier relay if it needs one)"
-            )
-        notes += self.observer.notes
-        if stats is not None and stats.latency.p99_s and stats.worker_lag_max_s > 0.01:
-            notes.append(
-                f"latency includes the clients' own delay, at most {stats.worker_lag_max_s:.3f} s"
-            )
-        return tuple(notes)
-
     # -- progress
 
     def _progress_from(self, before: int) -> Any:
@@ -558,10 +443,17 @@ def client_spec(scenario: Scenario, target: Target) -> ClientSpec:
     return spec
 
 
-def _latency(stats: GroupStats | None) -> LatencySummary | None:
-    if stats is None:
-        return None
-    found = stats.latency
-    if not found.count or found.p50_s is None or found.p99_s is None or found.max_s is None:
-        return None
-    return LatencySummary(found.count, found.p50_s, found.p99_s, found.max_s)
+def _ids(group: Group | None) -> set[int]:
+    return set() if group is None else {client.id for client in group.clients}
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of them at once; when one fails, the others are cancelled first."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from leakhunt.collect.sockets import SocketSample
+from leakhunt.core.judge import ORPHAN_LIMIT_BYTES
 
 SETTLED_AFTER_S: Final = 0.05
 """Seconds after a death from which on nothing of the client may be under way any more. On one
@@ -120,6 +121,19 @@ class Trace:
     def silent_and_open(self) -> bool:
         """Seen ESTABLISHED after the death, and nothing arrived from it since."""
         return self.first is not None and self.first.state == "ESTABLISHED" and not self.heard
+
+    @property
+    def held_bytes(self) -> int:
+        """Kernel memory that the socket held when last seen."""
+        sample = self.orphan or self.last
+        if sample is None:
+            return 0
+        return sample.memory_bytes or sample.send_queue_bytes + sample.recv_queue_bytes
+
+    @property
+    def is_heavy_orphan(self) -> bool:
+        """Whether the kernel keeps more for it than a FIN that nobody acknowledges."""
+        return self.orphan is not None and self.held_bytes > ORPHAN_LIMIT_BYTES
 
     def lived_s(self) -> float | None:
         """Seconds from death to descriptor gone, rounded up to the sample; ``None``: open."""

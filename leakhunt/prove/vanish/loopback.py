@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Final
 
 from leakhunt.prove.vanish.rtnetlink import LOOPBACK_INDEX, TABLE_LOCAL, RouteNetlink
 
@@ -58,3 +59,7 @@ class LoopbackAddresses:
     async def cut(self, address: str) -> None:
         """:func:`cut`, as the vanish death calls it."""
         await asyncio.to_thread(cut, address)
+
+
+ADDRESSES: Final = LoopbackAddresses()
+"""Of this process: what one run has cut off stays cut off for the next."""

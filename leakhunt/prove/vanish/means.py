@@ -9,7 +9,7 @@ from typing import Protocol
 
 from leakhunt.prove.fleet import Client, ClientSpec
 from leakhunt.prove.vanish import relay as relay_tier
-from leakhunt.prove.vanish.loopback import LoopbackAddresses
+from leakhunt.prove.vanish.loopback import ADDRESSES
 from leakhunt.prove.vanish.relay import Relay
 from leakhunt.prove.vanish.veth import VethPath
 
@@ -53,9 +53,8 @@ class DirectMeans:
 class LoopbackMeans(DirectMeans):
     """Inside a namespace of our own: an address for this party, dropped by a rule."""
 
-    def __init__(self, addresses: LoopbackAddresses) -> None:
-        self._addresses = addresses
-        self._address = addresses.take()
+    def __init__(self) -> None:
+        self._address = ADDRESSES.take()
 
     def adapt(self, spec: ClientSpec) -> ClientSpec:
         """It binds to the party's address."""
@@ -63,7 +62,7 @@ class LoopbackMeans(DirectMeans):
 
     async def cut(self, clients: Iterable[Client]) -> None:
         """Drop what comes from and goes to the address."""
-        await self._addresses.cut(self._address)
+        await ADDRESSES.cut(self._address)
 
 
 class RelayMeans(DirectMeans):
@@ -111,7 +110,6 @@ class MeansMaker:
         self._server = server
         self._stack = stack
         self._own_namespace = own_namespace
-        self._addresses = LoopbackAddresses()
         self._relay: Relay | None = None
 
     @property
@@ -133,5 +131,5 @@ class MeansMaker:
                 self._relay = await self._stack.enter_async_context(Relay(*self._server))
             return RelayMeans(self._relay)
         if self._own_namespace:
-            return LoopbackMeans(self._addresses)
+            return LoopbackMeans()
         return VethMeans(await self._stack.enter_async_context(VethPath(self._server[1])))
