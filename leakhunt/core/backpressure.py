@@ -10,7 +10,8 @@ buffered and the frame together stay within ``high_water``. Otherwise the policy
 policy          when there is no room
 ==============  ===============================================================
 ``drop_stale``  the frame waits; an older one that waits under the same key is
-                dropped (a game's state: the next tick replaces it)
+                dropped (a game's state: the next tick replaces it), and above
+                the bounds of ``queue`` the oldest of other keys
 ``queue``       the frame waits in line; when the line is full, by bytes or by
                 messages, the connection overflows (chat: must arrive or end)
 ``block``       the caller waits until there is room, with a deadline
@@ -19,9 +20,9 @@ policy          when there is no room
 An :class:`Outbox` holds what waits. It never looks at a socket: the caller tells it how much
 is buffered, and writes what it gives back. ``held_bytes`` is exact at every moment.
 
-With ``drop_stale`` and frames of at most ``high_water`` bytes a client that reads nothing
-therefore costs at most ``high_water`` plus one frame in user space. (A larger frame is
-written whole when nothing is buffered, so that it can be sent at all.)
+With ``drop_stale``, one key, and frames of at most ``high_water`` bytes a client that reads
+nothing therefore costs at most ``high_water`` plus one frame in user space. (A larger frame
+is written whole when nothing is buffered, so that it can be sent at all.)
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class Bounds:
     high_water: int
     """Bytes in the transport above which nothing more is written to it."""
     queue_bytes: int
-    """Most bytes that wait under ``queue``."""
+    """Most bytes that wait under ``queue``, or under ``drop_stale`` with several keys."""
     queue_messages: int
-    """Most messages that wait under ``queue``."""
+    """Most messages that wait, likewise."""
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +112,7 @@ class Outbox:
         ``None``. Under ``block`` the caller waits instead, so that holds nothing.
         """
         if policy is Policy.DROP_STALE:
-            return self._replace(frame, key, allowance)
+            return self._replace(frame, key, bounds, allowance)
         if policy is Policy.BLOCK or self.is_full(len(frame), bounds):
             return Outcome.OVERFLOW
         if allowance is not None and len(frame) > allowance:
@@ -144,19 +145,31 @@ class Outbox:
         self.dropped += count
         return count
 
-    def _replace(self, frame: bytes, key: str | None, allowance: int | None) -> Outcome:
+    def _replace(
+        self, frame: bytes, key: str | None, bounds: Bounds, allowance: int | None
+    ) -> Outcome:
         old = next((held for held in self._frames if held.stale and held.key == key), None)
         freed = 0
         if old is not None:
             freed = len(old.frame)
-            self._frames.remove(old)
-            self.held_bytes -= freed
+            self._remove(old)
             self.coalesced += 1
         if allowance is not None and len(frame) > allowance + freed:
             self.dropped += 1
             return Outcome.DROPPED
+        # Keys may be without end: beyond the bounds the oldest state of all goes.
+        while self.is_full(len(frame), bounds):
+            oldest = next((held for held in self._frames if held.stale), None)
+            if oldest is None:
+                break
+            self._remove(oldest)
+            self.dropped += 1
         self._append(Held(frame, key, True))
         return Outcome.HELD
+
+    def _remove(self, held: Held) -> None:
+        self._frames.remove(held)
+        self.held_bytes -= len(held.frame)
 
     def _append(self, held: Held) -> None:
         self._frames.append(held)
