@@ -15,7 +15,8 @@ help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup ## Show the leak and the leak gone, on real servers and really dying clients (< 90 s)
-	@$(PY) probes/demo.py
+	@$(VENV)/bin/leakhunt prove probes/churn.toml --compare \
+	    '$(PY) fixtures/leaky_chat.py --port {port}' '$(PY) fixtures/fixed_chat.py --port {port}'
 
 test: setup system ## Run the tests
 	$(PY) -m pytest $(PYTEST_ARGS)
@@ -67,7 +68,7 @@ system:
 	        apt-get install -qq -y --no-install-recommends $$missing; }; } >/dev/null || \
 	    echo "that failed: the tests that need it will be skipped"; \
 	else \
-	    echo "not installed: $$missing; the tests that need it will be skipped"; \
+	    echo "not installed:" $$missing "(the tests that need it will be skipped)"; \
 	fi
 
 constraints: setup ## Write constraints.txt anew from what is installed in .venv
