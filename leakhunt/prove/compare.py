@@ -79,6 +79,6 @@ def untestable(
         latency=None,
         churn=None,
         timeline=(),
-        notes=(error.hint,) if error.hint else (),
+        notes=tuple(line.strip() for line in error.hint.splitlines()),
         duration_s=duration_s,
     )

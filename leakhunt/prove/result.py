@@ -154,6 +154,10 @@ def _notes(run: Finished) -> tuple[str, ...]:
             "server and clients ran in a network namespace of their own: the server could"
             " reach no other network (use --tier relay if it needs one)"
         )
+    if run.choice is not None:
+        notes += [
+            f"the tier {entry.tier} was not used: {entry.reason}" for entry in run.choice.refused
+        ]
     stats = run.stats
     if stats is not None and stats.latency.p99_s and stats.worker_lag_max_s > 0.01:
         notes.append(

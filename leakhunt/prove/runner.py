@@ -109,7 +109,7 @@ class _Run:
             stack,
             own_namespace=self.choice is not None and self.choice.enter is not None,
         )
-        if not target.started:
+        if not target.started and self.choice is not None and self.choice.tier == "netns":
             stack.callback(self._free_the_server)
         self.spec = client_spec(scenario, target)
         try:
@@ -366,7 +366,7 @@ class _Run:
         end_sockets(
             [
                 trace.last
-                for trace in self.casualties.all_traces()
+                for trace in self.casualties.traces.get("vanish", [])
                 if trace.is_open and trace.last is not None
             ]
         )

@@ -17,8 +17,10 @@ from leakhunt.errors import ScenarioError
 Load = Literal["idle", "push", "chat"]
 LOADS: Final = ("idle", "push", "chat")
 
-SLOW_RECEIVE_BUFFER_BYTES: Final = 16_384
-"""SO_RCVBUF of a slow reader unless told otherwise (the kernel doubles it, socket(7))."""
+SLOW_RECEIVE_BUFFER_BYTES: Final = 4096
+"""SO_RCVBUF of a slow reader unless told otherwise (the kernel doubles it, socket(7)). The
+window opens again in steps of most of the buffer: with 4 kB in steps of 6 kB, with 16 kB of
+24 kB, which at 10 kB/s is a server that sees nothing move for 2.5 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class ClientSpec:
     """Read at most so many bytes a second off the wire (a slow reader)."""
 
     receive_buffer_bytes: int | None = None
-    """SO_RCVBUF, set before connecting. A slow reader has 16 kB unless told otherwise."""
+    """SO_RCVBUF, set before connecting. A slow reader has 4 kB unless told otherwise."""
 
     sent_at_field: str | None = None
     """JSON key under which the server puts its CLOCK_MONOTONIC seconds when it sends; the
