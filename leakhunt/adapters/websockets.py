@@ -10,15 +10,17 @@ attribute                               for
 ``connection.transport``                buffers, descriptor, abort
 ``connection.protocol.state``           whether it is open
 ``connection.protocol.eof_sent``        whether anything may still be written
-``connection.send_in_progress``         a fragmented message under way (14 and later)
-``connection.write_limit_high``         the marks to restore after a backlog
+``protocol.expect_continuation_frame``  a fragmented message under way
+``connection.send_in_progress``         its end (``fragmented_send_waiter`` up to 15)
+``connection.write_limit_high``         the marks to restore after a backlog (``write_limit``
+                                        up to 15)
 ``data_received``, ``process_event``,   the overridden methods
 ``send_data``, ``connection_lost``,
 ``resume_writing``
 ======================================  =====================================================
 
-Tested with websockets 13.1 to 17.4. With a release that lacks one of these the connection is
-still followed by what transport and kernel give, and the log says so once.
+Tested with websockets 13.1, 14.2, 15.0.1, 16.1.1 and 17.4. With a release that lacks one of these
+the connection is still followed by what transport and kernel give, and the log says so once.
 """
 
 from __future__ import annotations
@@ -114,26 +116,29 @@ def _track(agent: Agent, websocket: Any) -> Connection | None:
 
 
 def _hook(websocket: Any, conn: Connection) -> None:
-    limit = conn.agent.settings.high_water
-    if websocket.write_limit_high > limit:
-        # Otherwise the transport would not tell when a backlog of ours has run empty.
-        websocket.transport.set_write_buffer_limits(limit)
-    websocket._leakhunt = conn
     try:
+        websocket._leakhunt = conn
+        high, low = _marks(websocket, conn)
+        # Above our own mark the transport would not tell when a backlog of ours has run empty.
+        websocket.transport.set_write_buffer_limits(high, low)
         websocket.__class__ = _followed(type(websocket))
         # uvloop looks the methods up once, when the protocol is set.
         websocket.transport.set_protocol(websocket)
-    except (TypeError, AttributeError):
-        conn.agent.safely(_degrade, websocket, conn)
+    except (TypeError, AttributeError) as error:
+        # Without our methods: the end of the connection, and what transport and kernel tell.
+        websocket.connection_lost_waiter.add_done_callback(lambda _: conn.closed())
+        conn.agent.say_once(
+            f"connections of {type(websocket).__qualname__} cannot be extended ({error}): their "
+            "pongs and messages are not seen, what transport and kernel tell is"
+        )
 
 
-def _degrade(websocket: Any, conn: Connection) -> None:
-    """Without our methods: the end of the connection, and what transport and kernel tell."""
-    log.warning(
-        "%s cannot be extended; pongs and message counts of its connections are not seen",
-        type(websocket).__qualname__,
-    )
-    websocket.connection_lost_waiter.add_done_callback(lambda _: conn.closed())
+def _marks(websocket: Any, conn: Connection) -> tuple[int, int | None]:
+    """The transport's high and low mark in bytes: the library's, at most our high water."""
+    limits = getattr(websocket, "write_limit", None)  # up to 15
+    high, low = limits or (websocket.write_limit_high, websocket.write_limit_low)
+    high = min(high, conn.agent.settings.high_water)
+    return high, None if low is None else min(low, high)
 
 
 _classes: dict[type[Any], type[Any]] = {}
@@ -293,7 +298,9 @@ class WebsocketsHandle:
 
     async def not_busy(self) -> None:
         websocket = self.reference()
-        under_way = getattr(websocket, "send_in_progress", None)
+        under_way = getattr(websocket, "send_in_progress", None) or getattr(
+            websocket, "fragmented_send_waiter", None
+        )
         if under_way is not None:
             await asyncio.shield(under_way)
         else:
@@ -307,7 +314,9 @@ class WebsocketsHandle:
         if transport.is_closing():
             return False
         transport.write(frame)
-        _count_frame(websocket._leakhunt, frame)
+        conn = getattr(websocket, "_leakhunt", None)
+        if conn is not None:
+            _count_frame(conn, frame)
         return True
 
     def write_message(self, data: str | bytes, frame: bytes) -> bool:
@@ -325,16 +334,11 @@ class WebsocketsHandle:
 
     def hurry(self, *, on: bool) -> None:
         websocket = self.reference()
-        if websocket is None or websocket.transport.is_closing():
+        conn = getattr(websocket, "_leakhunt", None)
+        if websocket is None or conn is None or websocket.transport.is_closing():
             return
-        if on:
-            websocket.transport.set_write_buffer_limits(0)
-        else:
-            high = min(websocket.write_limit_high, websocket._leakhunt.agent.settings.high_water)
-            low = websocket.write_limit_low
-            websocket.transport.set_write_buffer_limits(
-                high, None if low is None else min(low, high)
-            )
+        high, low = (0, 0) if on else _marks(websocket, conn)
+        websocket.transport.set_write_buffer_limits(high, low)
 
     def closed_error(self) -> Exception | None:
         websocket = self.reference()

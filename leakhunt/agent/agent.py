@@ -219,8 +219,11 @@ class Agent:
         self._forget(conn, str(conn.evicted) if conn.evicted is not None else CLOSED)
 
     def lost(self, conn: Connection) -> None:
-        """Its framework object was collected without a word."""
-        self._forget(conn, LOST)
+        """Its framework object was collected before anybody told us that it is closed."""
+        if self.loop_is_closed():
+            self._forget(conn, LOST)
+        else:
+            self.forget(conn)
 
     def _forget(self, conn: Connection, reason: str) -> None:
         if self._connections.pop(conn.id, None) is None:
@@ -278,6 +281,12 @@ class Agent:
                 log.exception("leakhunt failed in %s; the server is not affected", name)
             return False
         return True
+
+    def say_once(self, warning: str) -> None:
+        """Log a warning the first time that it is given."""
+        if warning not in self._said:
+            self._said.add(warning)
+            log.warning(warning)
 
     # What is known
 

@@ -12,7 +12,7 @@ from leakhunt.errors import SettingsError
 
 Mode = Literal["enforce", "observe"]
 
-_SHORTEST: Final = 0.5
+_SHORTEST: Final = 1.0
 _LONGEST: Final = 86_400.0
 _MOST_BYTES: Final = 1 << 40
 
