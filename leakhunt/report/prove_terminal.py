@@ -95,9 +95,12 @@ def comparison_report(comparison: Comparison, *, details: bool = False) -> Rende
     for which, proof in (("before", comparison.before), ("after", comparison.after)):
         if (worst := offender_text(proof)) is not None:
             parts.append(Text(printable(f"worst {which}: {worst}")))
-        parts += [
-            Text(printable(f"note ({which}): {note}"), style="yellow") for note in proof.notes
-        ]
+        other = comparison.after if which == "before" else comparison.before
+        for note in proof.notes:
+            if note not in other.notes:
+                parts.append(Text(printable(f"note ({which}): {note}"), style="yellow"))
+            elif which == "before":
+                parts.append(Text(printable(f"note: {note}"), style="yellow"))
     text = printable(comparison.verdict)
     parts.append(Text(text[0].upper() + text[1:], style=STYLES[comparison.after.outcome]))
     return Group(*parts)

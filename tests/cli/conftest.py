@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,9 +27,11 @@ def serve() -> Iterator[Serve]:
     """Starts processes to look into; at the end all of them have ended."""
     running: list[subprocess.Popen[str]] = []
 
-    def start(*names: str, program: str = "served.py") -> subprocess.Popen[str]:
+    def start(
+        *names: str, program: str = "served.py", prefix: Sequence[str] = ()
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, os.path.join(HERE, program), *names],
+            [*prefix, sys.executable, os.path.join(HERE, program), *names],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         running.append(process)

@@ -301,6 +301,24 @@ def test_found_without_the_directory(
     assert conns(capsys, process.pid)["total"] == 5
 
 
+IN_A_CONTAINER = (
+    "unshare", *(("--map-root-user",) if os.geteuid() else ()), "--mount", "sh", "-c",
+    'mkdir -p "$LEAKHUNT_DIR" && mount -t tmpfs -o mode=700 none "$LEAKHUNT_DIR" && exec "$@"', "-",
+)  # fmt: skip
+
+
+def test_found_in_a_container(
+    serve: Serve, capsys: pytest.CaptureFixture[str], socket_directory: Path
+) -> None:
+    """A socket that exists in the server's own mount namespace only is found, too."""
+    works = subprocess.run([*IN_A_CONTAINER, "true"], capture_output=True, text=True, check=False)
+    if works.returncode:
+        pytest.skip(f"no mount namespace can be made here: {works.stderr.strip()}")
+    process = serve("chat", prefix=IN_A_CONTAINER)
+    assert os.listdir(socket_directory) == []
+    assert conns(capsys, process.pid)["total"] == 5
+
+
 def test_a_client_survives_a_restart_of_the_agent(serve: Serve, tell: Tell) -> None:
     """A kept connection that broke is opened again by itself."""
     from leakhunt.collect.agent import AgentClient
