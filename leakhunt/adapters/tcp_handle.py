@@ -61,8 +61,19 @@ def evidence_of(transport: Any, now: float) -> Evidence:
         backlog=waiting > 0 or (witness.notsent_bytes or 0) > 0,
         deaf=bool(unread) and _window_closed(witness, unread or 0),
         unread_bytes=unread,
-        retrying=witness.probes > 0 or witness.retransmits > 0,
+        retrying=_is_retrying(witness),
     )
+
+
+def _is_retrying(witness: TcpWitness) -> bool:
+    """Whether the kernel asks again and again without an answer.
+
+    One unanswered probe of a closed window says nothing: Linux answers at most one of them per
+    half second (``tcp_invalid_ratelimit``), also when the peer is only frozen.
+    """
+    if witness.unacked:
+        return witness.retransmits > 0 or witness.backoff > 0
+    return witness.probes > 1
 
 
 def _window_closed(witness: TcpWitness, unread: int) -> bool:

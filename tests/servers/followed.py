@@ -69,7 +69,7 @@ class Server:
             if not self.options.plain:
                 leakhunt.current().join(order["room"])
         elif order["do"] == "stall":
-            time.sleep(order["s"])  # noqa: ASYNC251 - that is what is tested
+            time.sleep(order["s"])  # that is what is tested
         elif order["do"] == "gc":
             end = time.monotonic() + order["s"]
             while time.monotonic() < end:
