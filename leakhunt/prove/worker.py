@@ -100,6 +100,7 @@ class Worker:
             enter(path)
             die_with_parent()  # entering a user namespace may clear it (prctl(2))
         self._clients.clear()
+        gc.unfreeze()
         self._lag_max_s = 0.0
         spec = ClientSpec.from_json(command["spec"])
         self._shared = shared = Shared(spec, self._client_closed, random.Random())

@@ -21,14 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-from leakhunt.errors import LeakhuntError, NotTestable
+from leakhunt.errors import NotTestable
 from leakhunt.prove.lines import LineChannel
 
 REAP_TIMEOUT_S: Final = 5.0
 """How long a killed worker may take to disappear before we stop waiting for it."""
 
 
-class WorkerGone(LeakhuntError):
+class WorkerGone(NotTestable):
     """A worker process of the fleet ended before it answered."""
 
     def __init__(self, pid: int, status: int | None, last_words: str) -> None:

@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed
 
 from leakhunt.collect.sockets import dump_tcp
 from leakhunt.errors import NotTestable, ScenarioError
-from leakhunt.prove import fleet as fleet_module
+from leakhunt.prove import capacity
 from leakhunt.prove.addresses import source_addresses
 from leakhunt.prove.fleet import ClientClosed, ClientSpec, ConnectFailed, Fleet
 
@@ -502,6 +502,7 @@ async def test_prestarted_workers_are_used_and_come_back(server):
         assert {*one.pids, *two.pids} == ready
         (pid,) = one.pids
         await one.close()
+        assert [row.close_why for row in (await one.stats()).clients] == ["left", "left"]
         await until(lambda: len(server.live) == 2, "the first group left")
         three = await fleet.group("three", ClientSpec(server.url), 3)
         assert three.pids == (pid,)
@@ -676,7 +677,7 @@ async def test_workers_die_with_their_parent(server, number):
 
 async def test_more_source_addresses_when_ports_run_out(server, monkeypatch):
     """Beyond its share of the ports a loopback address is not used any further."""
-    monkeypatch.setattr(fleet_module, "local_port_count", lambda: 20)
+    monkeypatch.setattr(capacity, "local_port_count", lambda: 20)
     async with Fleet() as fleet:
         group = await fleet.group("many", ClientSpec(server.url), 30, workers=2)
         more = await fleet.group("more", ClientSpec(server.url), 4)
@@ -699,8 +700,8 @@ async def test_the_file_limit_is_checked_first(monkeypatch):
     """Too few descriptors are named with the numbers, or more workers are taken."""
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 164))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert fleet_module._worker_count(1000, None) == 10
-    assert fleet_module._worker_count(50, None) == 1
+    assert capacity.worker_count(1000, None) == 10
+    assert capacity.worker_count(50, None) == 1
     async with Fleet() as fleet:
         with pytest.raises(NotTestable, match=r"need 500 open files each.* limit is 164") as caught:
             await fleet.group("x", ClientSpec("ws://127.0.0.1:1/"), 1000, workers=2)
