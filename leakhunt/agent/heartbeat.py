@@ -39,6 +39,10 @@ JITTER: Final = 0.1
 """Share of the interval by which questions are spread: answers that came together (to a
 broadcast, say) would otherwise be asked for together for ever."""
 
+PAST: Final = 0.001
+"""How far past a slot's time its tick is set, in seconds: timers fire early by their resolution,
+and a slot that is missed comes up a whole tick later."""
+
 STALL: Final = 0.1
 """Lateness of a tick, in seconds, from which it counts as a stall and not as noise."""
 
@@ -77,8 +81,9 @@ class Heartbeat:
     def wake(self) -> None:
         """See to it that a tick comes."""
         if self._timer is None:
-            self._expected = self._agent.clock() + self._tick
-            self._timer = self._loop.call_later(self._tick, self._on_tick)
+            now = self._agent.clock()
+            self._expected = self._wheel.next_at(now) + PAST
+            self._timer = self._loop.call_later(self._expected - now, self._on_tick)
 
     def stop(self) -> None:
         """No tick comes any more."""

@@ -1,6 +1,8 @@
 """A timing wheel: who is due, in time proportional to who is due.
 
-Each key stands in the slot of its due time (``due / tick``, rounded up, so nobody is early).
+Each key stands in the slot of its due time (whole ticks since the wheel was made, rounded up,
+so nobody is early). Whoever takes at the moments of :meth:`TimingWheel.next_at` is late by
+less than one tick.
 Keys are small integers, never the connections themselves: a closed connection is not kept
 alive by its place in the wheel, its key is simply unknown when the slot comes up.
 """
@@ -13,12 +15,13 @@ import math
 class TimingWheel:
     """Integer keys by due time, at a resolution of ``tick`` seconds."""
 
-    __slots__ = ("_next", "_slots", "tick")
+    __slots__ = ("_next", "_origin", "_slots", "tick")
 
     def __init__(self, tick: float, now: float) -> None:
         self.tick = tick
+        self._origin = now
         self._slots: dict[int, list[int]] = {}
-        self._next = math.floor(now / tick) + 1
+        self._next = 1
         """The first slot that has not been taken out yet."""
 
     def __len__(self) -> int:
@@ -26,16 +29,20 @@ class TimingWheel:
 
     def add(self, key: int, due: float) -> None:
         """Put ``key`` into the slot of ``due``; one in the past comes up next."""
-        slot = max(math.ceil(due / self.tick), self._next)
+        slot = max(math.ceil((due - self._origin) / self.tick), self._next)
         keys = self._slots.get(slot)
         if keys is None:
             self._slots[slot] = [key]
         else:
             keys.append(key)
 
+    def next_at(self, now: float) -> float:
+        """When the first slot after ``now`` comes up."""
+        return self._origin + (math.floor((now - self._origin) / self.tick) + 1) * self.tick
+
     def take(self, now: float) -> list[int]:
         """Take out every key that is due at ``now``, in order of their slots."""
-        last = math.floor(now / self.tick)
+        last = math.floor((now - self._origin) / self.tick)
         if last < self._next:
             return []
         # After a long stall there are more slots to pass than slots in use.
