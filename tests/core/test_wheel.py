@@ -82,3 +82,20 @@ def test_time_that_runs_backwards_gives_nobody() -> None:
     wheel.add(1, 11.0)
     assert wheel.take(9.0) == []
     assert wheel.take(11.1) == [1]
+
+
+@given(TICKS, STARTS, st.lists(st.floats(0, 20), min_size=1, max_size=20))
+def test_at_its_own_moments_nobody_is_a_tick_late(
+    tick: float, start: float, waits: list[float]
+) -> None:
+    """Taken whenever the next slot comes up, each key is late by less than one tick."""
+    wheel = TimingWheel(tick, start)
+    now = start
+    for key, wait in enumerate(waits):
+        due = now + wait
+        wheel.add(key, due)
+        while not (taken := wheel.take(now)):
+            assert wheel.next_at(now) - now <= tick + ROUNDING
+            now = wheel.next_at(now) + ROUNDING
+        assert taken == [key]
+        assert now - due <= tick + 2 * ROUNDING
