@@ -45,6 +45,9 @@ LOOKS_S: Final = (0.02, 0.08)
 """When after a death one looks, besides the regular samples: a kernel that is told of a death
 knows within milliseconds, and is held to 100 ms."""
 
+GOODBYE_S: Final = 1.0
+"""How long the clients that survived may take to leave."""
+
 _PRESTARTED_WORKERS: Final = 30
 _CHURN_CONNECT_TIMEOUT_S: Final = 15.0
 
@@ -131,6 +134,7 @@ class _Run:
             except ProcessGone:
                 self._server_gone()
         self._raise_for_our_own_failures()
+        await self._say_goodbye()
         result = proof_of(
             Finished(
                 scenario=self.scenario,
@@ -360,6 +364,12 @@ class _Run:
                 f"a client process failed: {self.casualties.problem}",
                 hint="fewer clients, or more memory and open files, may help",
             )
+
+    async def _say_goodbye(self) -> None:
+        """The living leave properly: a server that goes on running has no errors to log."""
+        for group in (self.controls, *self.slow):
+            if group is not None and not self.server_ended:
+                await group.close(timeout_s=GOODBYE_S)
 
     def _free_the_server(self) -> None:
         """A server that we did not start must not keep what our clients left in it."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import ssl
@@ -23,7 +24,8 @@ from tls import server_context
 from websockets.asyncio.server import ServerConnection, serve, unix_serve
 from websockets.exceptions import ConnectionClosed
 
-from leakhunt.collect.sockets import dump_tcp
+from leakhunt.collect.namespaces import namespaces_of
+from leakhunt.collect.sockets import SocketTable, dump_tcp
 from leakhunt.errors import NotTestable, ScenarioError
 from leakhunt.prove import capacity
 from leakhunt.prove.addresses import source_addresses
@@ -101,7 +103,7 @@ async def until(condition: Callable[[], Any], what: str) -> None:
 
 
 def server_sockets(port: int) -> dict[tuple[str, int], str]:
-    return {s.peer: s.state for s in dump_tcp(port) if s.state != "LISTEN"}
+    return {s.peer: s.state for s in dump_tcp(port) if s.state not in ("LISTEN", "TIME_WAIT")}
 
 
 async def test_clients_connect_as_who_they_say_they_are(any_server):
@@ -686,6 +688,55 @@ async def test_more_source_addresses_when_ports_run_out(server, monkeypatch):
         assert {client.local[0] for client in more.clients} == {"127.0.1.2"}
         with pytest.raises(NotTestable, match="need as many local ports, and there are 20"):
             await fleet.group("fixed", ClientSpec(server.url, source="127.0.0.5"), 21)
+
+
+ELSEWHERE = """
+import asyncio, sys
+from websockets.asyncio.server import serve
+
+async def main():
+    async def handle(connection):
+        await connection.wait_closed()
+    async with serve(handle, "127.0.0.1", 0, ping_interval=None) as server:
+        print(next(iter(server.sockets)).getsockname()[1], flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.needs_netns
+async def test_clients_in_another_network_namespace():
+    """Workers enter the namespaces of a server that cannot be reached from here."""
+    command = ["unshare", "--net"] + ["--user", "--map-root-user"] * (os.geteuid() != 0)
+    shell = f"ip link set lo up && exec '{sys.executable}' -c '{ELSEWHERE}'"
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("the unshare and ip commands are not installed")
+    process = subprocess.Popen(
+        [*command, "sh", "-c", shell],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        line = await asyncio.to_thread(process.stdout.readline)
+        if not line:
+            pytest.skip(f"no namespace here: {process.stderr.read().strip()}")
+        spec = ClientSpec(f"ws://127.0.0.1:{int(line)}/")
+        namespaces = namespaces_of(process.pid)
+        async with Fleet() as fleet:
+            group = await fleet.group("there", spec, 4, workers=2, namespaces=namespaces)
+            with SocketTable(namespaces) as table:
+                found = table.dump(int(line), states={"ESTABLISHED"})
+            assert {sample.peer for sample in found} == {c.local for c in group.clients}
+            pids = fleet.pids
+            await group.close()
+            assert fleet.pids == ()  # one that entered a namespace is not used again
+            assert len(pids) == 2
+            with pytest.raises(NotTestable, match="No such file"):
+                await fleet.group("nowhere", spec, 1, namespaces=("/run/netns/none of ours",))
+        process.stdin.close()
 
 
 def test_sources_follow_each_other():

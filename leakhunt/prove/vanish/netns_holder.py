@@ -2,21 +2,21 @@
 
 ``python -m leakhunt.prove.vanish.netns_holder`` makes a network namespace, prints
 ``{"event": "ready"}`` and obeys JSON lines on its standard input: ``setup`` (the link
-``name`` gets ``address``), ``cut`` and ``heal`` (of the way to ``server``). It ends when its
-standard input does; with it goes the namespace, and with the namespace both ends of the
-veth pair that was put into it.
+``name`` gets ``address``), ``cut`` and ``heal`` (of the way to ``server``). When its standard
+input ends, because the prover is done or was killed, it removes the pair of links and ends.
+(Not by leaving it to the end of the namespace: the killed clients' sockets, which cannot say
+goodbye, keep that alive for a minute or two.)
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import sys
 from typing import Any
 
-from leakhunt.prove.vanish.kernel import CLONE_NEWNET, die_with_parent, unshare
+from leakhunt.prove.vanish.kernel import CLONE_NEWNET, unshare
 from leakhunt.prove.vanish.rtnetlink import LOOPBACK_INDEX, RouteNetlink
 
 
@@ -41,17 +41,23 @@ def tell(event: dict[str, object]) -> None:
 
 def main() -> None:
     """Entry point."""
-    die_with_parent(signal.SIGKILL, int(sys.argv[1]))
+    name = ""
     try:
         unshare(CLONE_NEWNET)
         with RouteNetlink() as netlink:
             tell({"event": "ready"})
             for line in sys.stdin:
                 command = json.loads(line)
+                name = command.get("name", name)
                 obey(netlink, command)
                 tell({"event": command["op"]})
+            if name:
+                netlink.delete_link(socket.if_nametoindex(name))
     except OSError as error:
-        tell({"event": "error", "error": f"{error.filename or 'netlink'}: {error.strerror}"})
+        try:
+            tell({"event": "error", "error": f"{error.filename or 'netlink'}: {error.strerror}"})
+        except OSError:
+            pass  # nobody is left to be told
     os._exit(0)
 
 

@@ -79,7 +79,7 @@ class VethPath:
         trace: TracebackType | None,
     ) -> None:
         try:
-            # Explicitly: the kernel's own removal, when the namespace ends, comes a moment later.
+            # The pair goes with one of its ends; the holder does the same if we are killed.
             with RouteNetlink() as netlink:
                 netlink.delete_link(socket.if_nametoindex(self._name))
         except OSError:
