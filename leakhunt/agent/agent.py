@@ -216,7 +216,7 @@ class Agent:
 
     def forget(self, conn: Connection) -> None:
         """The connection is over: its record goes, the ledger keeps the count."""
-        self._forget(conn, str(conn.evicted) if conn.evicted is not None else CLOSED)
+        self._forget(conn, CLOSED)
 
     def lost(self, conn: Connection) -> None:
         """Its framework object was collected before anybody told us that it is closed."""
@@ -229,6 +229,9 @@ class Agent:
         if self._connections.pop(conn.id, None) is None:
             return
         conn._ended = True
+        if conn.evicted is not None:
+            reason = str(conn.evicted)
+            self.evictions.leaving -= 1
         self.ledger.count_close(reason)
         self.rooms.leave_index(conn)
         self.safely(self.guarded.drop, conn)
@@ -304,6 +307,7 @@ class Agent:
     def statistics(self) -> Statistics:
         """The counts of this agent now (any thread)."""
         heartbeat = self._heartbeat
+        rooms, memberships = self.rooms.count()
         return Statistics(
             opened=self.ledger.opened,
             closed=MappingProxyType(dict(self.ledger.closed)),
@@ -312,8 +316,8 @@ class Agent:
             evictions=MappingProxyType(dict(self.evictions.counts)),
             stuck_teardowns=self.evictions.stuck,
             held_back=self.evictions.breaker.held,
-            rooms=len(self.rooms),
-            memberships=self.rooms.memberships,
+            rooms=rooms,
+            memberships=memberships,
             held_bytes=self.guarded.held_bytes,
             dropped=self.guarded.dropped,
             coalesced=self.guarded.coalesced,

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class Evictions:
         """Evictions by reason."""
         self.stuck = 0
         """Descriptors that were still open after an abort."""
+        self.leaving = 0
+        """Connections that were evicted and whose end has not been told yet."""
         self.lead = 0.0
         """Seconds that asynchronous callbacks may take, to be kept free before the bound."""
 
@@ -81,7 +84,8 @@ class Evictions:
 
     def allowed(self, now: float, *, kernel_agrees: bool) -> bool:
         """Whether the breaker lets one more connection go."""
-        open_now = self._agent.open_connections
+        # Within one sweep the records of those that went are still there.
+        open_now = self._agent.open_connections - self.leaving
         if self._breaker.allows(now, open_now, kernel_agrees=kernel_agrees):
             self._warned_breaker = False
             return True
@@ -104,6 +108,7 @@ class Evictions:
         conn.evicted = reason
         agent = self._agent
         self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.leaving += 1
         log.info("evicting connection %d (%s): %s", conn.id, conn.peer, reason)
         agent.rooms.leave_all(conn)
         agent.safely(agent.guarded.drop, conn)
@@ -112,9 +117,10 @@ class Evictions:
             self._abort(conn)
             return
         # Not awaited by anybody: kept here until it is done, cancelled when the agent closes.
-        task = asyncio.get_running_loop().create_task(self._abort_after(conn, waits))
+        task = asyncio.get_running_loop().create_task(self._await_callbacks(conn, waits))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # However it ends, even cancelled before its first step.
+        task.add_done_callback(functools.partial(self._after_callbacks, conn, waits))
 
     def verify(self, now: float) -> None:
         """Look whether those that were aborted are really gone."""
@@ -133,7 +139,7 @@ class Evictions:
                 self.stuck += 1
                 log.warning("connection %d is still open after its abort", item.conn.id)
             if item.looks < VERIFY_TIMES:
-                item.conn.handle.abort()
+                self._agent.safely(item.conn.handle.abort)
                 item.next_at = now + VERIFY_AFTER * 2**item.looks
                 remaining.append(item)
         self._aborted = remaining
@@ -150,34 +156,35 @@ class Evictions:
         """Forget what the parent process was doing (after a fork)."""
         self._aborted = []
         self._tasks = set()
+        self.leaving = 0
 
-    def _run_callbacks(self, conn: Connection, reason: EvictReason) -> list[Awaitable[Any]]:
-        waits: list[Awaitable[Any]] = []
+    def _run_callbacks(self, conn: Connection, reason: EvictReason) -> list[asyncio.Future[Any]]:
+        waits: list[asyncio.Future[Any]] = []
         for callback in self._callbacks:
             try:
                 result = callback(conn, reason)
-            except Exception:
+                if isawaitable(result):
+                    waits.append(asyncio.ensure_future(result))
+            except (Exception, asyncio.CancelledError):
                 log.exception("an on_evict callback failed for connection %d", conn.id)
-                continue
-            if isawaitable(result):
-                waits.append(result)
         return waits
 
-    async def _abort_after(self, conn: Connection, waits: list[Awaitable[Any]]) -> None:
-        try:
-            async with asyncio.timeout(self._limit):
-                results = await asyncio.gather(*waits, return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    log.error(
-                        "an on_evict callback failed for connection %d", conn.id, exc_info=result
-                    )
-        except TimeoutError:
+    async def _await_callbacks(self, conn: Connection, waits: list[asyncio.Future[Any]]) -> None:
+        # Not gather() or timeout(): what swallows its cancellation is not waited for.
+        _, late = await asyncio.wait(waits, timeout=self._limit)
+        if late:
             log.warning(
                 "on_evict callbacks for connection %d took longer than %g s", conn.id, self._limit
             )
-        finally:
-            self._abort(conn)
+
+    def _after_callbacks(
+        self, conn: Connection, waits: list[asyncio.Future[Any]], task: asyncio.Task[None]
+    ) -> None:
+        self._tasks.discard(task)
+        for wait in waits:
+            wait.cancel()
+            wait.add_done_callback(functools.partial(_log_failure, conn.id))
+        self._abort(conn)
 
     def _abort(self, conn: Connection) -> None:
         agent = self._agent
@@ -185,3 +192,9 @@ class Evictions:
         agent.safely(conn.handle.abort)
         self._aborted.append(_Aborted(conn, descriptor, agent.clock() + VERIFY_AFTER))
         agent.wake()
+
+
+def _log_failure(connection_id: int, done: asyncio.Future[Any]) -> None:
+    error = None if done.cancelled() else done.exception()
+    if error is not None:
+        log.error("an on_evict callback failed for connection %d", connection_id, exc_info=error)

@@ -114,9 +114,13 @@ class Heartbeat:
     def _work(self) -> None:
         """Look at those that are due, a batch at a time."""
         agent = self._agent
-        now = agent.clock()
+        begun = agent.clock()
         ping = b""
         for _ in range(min(BATCH, len(self._due))):
+            # Every witness speaks of its own moment.
+            now = agent.clock()
+            if now - begun > STALL:
+                break
             conn = agent.find(self._due.popleft())
             if conn is None or conn._ended:
                 continue
@@ -125,7 +129,12 @@ class Heartbeat:
                 ping = secrets.token_bytes(4)
             if not agent.safely(self._look, conn, now, ping):
                 self._wheel.add(conn.id, now + self._timing.ping_interval / 4)
-        if self._due:
+        blocked = agent.clock() - begun
+        if blocked > STALL:
+            # By an on_evict callback, say: a stall like any other.
+            self.stalled += blocked
+            self._loop.call_soon(self._loop.call_soon, self._work)
+        elif self._due:
             self._loop.call_soon(self._work)
 
     # One connection

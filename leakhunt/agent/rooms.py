@@ -41,10 +41,13 @@ class Rooms:
     def __len__(self) -> int:
         return len(self._index)
 
-    @property
-    def memberships(self) -> int:
-        """Memberships over all of our rooms (adopted mappings not counted)."""
-        return self._index.memberships
+    def count(self) -> tuple[int, int]:
+        """Rooms with somebody in them, and memberships; adopted ones included (any thread)."""
+        sizes = [len(members) for of in self._adopted for _, members in _copy_of(of[0])]
+        return (
+            len(self._index) + sum(size > 0 for size in sizes),
+            self._index.memberships + sum(sizes),
+        )
 
     def join(self, conn: Connection, room: str) -> None:
         """Put a connection into a room; see :meth:`Connection.join`."""

@@ -34,7 +34,10 @@ class Statistics:
     """Evictions that the breaker refused."""
 
     rooms: int
+    """Rooms with somebody in them, those of adopted mappings included."""
+
     memberships: int
+    """Members over all of these rooms."""
 
     held_bytes: int
     """Bytes buffered in user space or waiting, over all clients that are behind."""

@@ -292,7 +292,8 @@ class ChurnResult:
     """Slope of the resident memory over the waves (Theil-Sen: median of pairwise slopes)."""
 
     rss_per_reported_connection_bytes: float | None
-    """Resident memory above that of the server without clients, per client that is alive."""
+    """Resident memory above that of the server without clients, per connection that the server
+    holds at the end, whoever is behind it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,6 @@ def summarise_churn(
     traces: Sequence[Trace],
     readings: Sequence[Reading],
     *,
-    live_at_end: int,
     waves_ended_at: float,
 ) -> ChurnResult:
     """What waves of dying clients did. The slope is that of the last two thirds of the waves:
@@ -123,6 +122,7 @@ def summarise_churn(
     )
     rss = summarise_memory(readings).rss_bytes
     grown = None if rss.before is None or rss.after is None else rss.after - rss.before
+    reported = readings[-1].established if readings else 0
     return ChurnResult(
         died=len(traces),
         zombies_peak=max((r.zombies for r in readings), default=0),
@@ -130,7 +130,7 @@ def summarise_churn(
         max_lifetime_s=None if unbounded else max(known, default=None),
         rss_slope_bytes_per_hour=None if slope is None else slope * _HOUR_S,
         rss_per_reported_connection_bytes=(
-            None if grown is None or not live_at_end else max(0.0, grown / live_at_end)
+            None if grown is None or not reported else max(0.0, grown / reported)
         ),
     )
 

@@ -86,7 +86,6 @@ def proof_of(run: Finished) -> Proof:
         churn = summarise_churn(
             run.casualties.all_traces(),
             run.readings,
-            live_at_end=run.stats.connected if run.stats is not None else 0,
             waves_ended_at=run.waves_ended_at,
         )
     return Proof(

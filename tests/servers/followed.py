@@ -100,7 +100,7 @@ class Server:
     def state(self):
         counts = self.agent.statistics()
         return {
-            "rooms": counts.memberships,
+            "rooms": counts.memberships - sum(map(len, self.adopted.values())),
             "adopted": sum(map(len, self.adopted.values())),
             "opened": counts.opened,
             "believed": counts.believed,
