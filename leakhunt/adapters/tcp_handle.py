@@ -51,7 +51,7 @@ def evidence_of(transport: Any, now: float) -> Evidence:
         return Evidence(
             backlog=waiting > 0,
             deaf=paused and unread is not None and unread >= DEAF_UNREAD,
-            unread_bytes=unread if paused else None,
+            unread_bytes=unread,
         )
     return Evidence(
         data_at=now - witness.last_data_recv_s,

@@ -55,7 +55,7 @@ class Evictions:
         self._breaker = Breaker(settings.breaker_share, settings.evict_after)
         self._limit = settings.callback_timeout
         self._aborted: list[_Aborted] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], list[asyncio.Future[Any]]] = {}
         self._warned_breaker = False
         self.counts: dict[EvictReason, int] = {}
         """Evictions by reason."""
@@ -118,9 +118,9 @@ class Evictions:
             return
         # Not awaited by anybody: kept here until it is done, cancelled when the agent closes.
         task = asyncio.get_running_loop().create_task(self._await_callbacks(conn, waits))
-        self._tasks.add(task)
+        self._tasks[task] = waits
         # However it ends, even cancelled before its first step.
-        task.add_done_callback(functools.partial(self._after_callbacks, conn, waits))
+        task.add_done_callback(functools.partial(self._after_callbacks, conn))
 
     def verify(self, now: float) -> None:
         """Look whether those that were aborted are really gone."""
@@ -146,16 +146,19 @@ class Evictions:
 
     async def aclose(self) -> None:
         """Wait for no callback any longer; abort what was waiting for one."""
-        tasks = list(self._tasks)
+        tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        late = [wait for waits in tasks.values() for wait in waits if not wait.done()]
+        if late:
+            await asyncio.wait(late, timeout=self._limit)
         self._aborted.clear()
 
     def reset(self) -> None:
         """Forget what the parent process was doing (after a fork)."""
         self._aborted = []
-        self._tasks = set()
+        self._tasks = {}
         self.leaving = 0
 
     def _run_callbacks(self, conn: Connection, reason: EvictReason) -> list[asyncio.Future[Any]]:
@@ -177,11 +180,8 @@ class Evictions:
                 "on_evict callbacks for connection %d took longer than %g s", conn.id, self._limit
             )
 
-    def _after_callbacks(
-        self, conn: Connection, waits: list[asyncio.Future[Any]], task: asyncio.Task[None]
-    ) -> None:
-        self._tasks.discard(task)
-        for wait in waits:
+    def _after_callbacks(self, conn: Connection, task: asyncio.Task[None]) -> None:
+        for wait in self._tasks.pop(task, ()):
             wait.cancel()
             wait.add_done_callback(functools.partial(_log_failure, conn.id))
         self._abort(conn)

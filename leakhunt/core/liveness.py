@@ -262,7 +262,7 @@ def listen(pulse: Pulse, now: float, evidence: Evidence) -> None:
             hear(pulse, now)
     elif evidence.data_at is None and evidence.unread_bytes is not None:
         # No kernel clock (a Unix socket): bytes that came since the last look are an answer
-        # which the application has not read.
+        # which the application, or our stalled loop, has not read.
         if pulse.unread is not None and evidence.unread_bytes > pulse.unread:
             hear(pulse, now)
         pulse.unread = evidence.unread_bytes

@@ -1,7 +1,7 @@
 """A server with one client in virtual time, around the pure functions of liveness.
 
 The loop is that of ``leakhunt.agent.heartbeat``: ticks of a timing wheel, late ones counted as
-stalls and the work put off once, a cheap look before a question, all witnesses before a
+stalls and the looks put off until the loop has read, a cheap look before a question, all witnesses before a
 verdict. The client, the kernel and the stalls are told by a :class:`Scenario`, and every byte's
 arrival in the kernel is kept: a test judges the verdict by what really happened.
 """
@@ -96,8 +96,7 @@ class Model:
         self.wheel = TimingWheel(self.tick, START)
         self.stalled = 0.0
         self.first = True
-        self.due: list[int] = []
-        self.put_off = False
+        self.has_read = True
 
     def run(self, until: float) -> Outcome:
         interval = self.s.timing.ping_interval - self.lead
@@ -109,13 +108,10 @@ class Model:
             late = lag > STALL
             if late:
                 self.stalled += lag
-            self.due += self.wheel.take(now)
-            put_off = late and not self.put_off
-            self.put_off = put_off
-            if not put_off:
-                due, self.due = self.due, []
-                for _ in due:
-                    self.look(now)
+            # After a stall the looks wait until the loop has read.
+            self.has_read = late or self.s.reads_first
+            for _ in self.wheel.take(now):
+                self.look(now)
             expected = self.wheel.next_at(now) + PAST
         return self.outcome
 
@@ -172,7 +168,7 @@ class Model:
         last = START
         for at in self.outcome.arrivals:
             read_at = self.after_stall(at)
-            if read_at < now or (read_at == now and self.s.reads_first):
+            if read_at < now or (read_at == now and self.has_read):
                 last = read_at
         return last
 
