@@ -36,7 +36,8 @@ class Lane:
         """Bytes of this client that stand in the guard's total."""
         self.hurried = False
         """Whether the transport was asked to tell when it is empty."""
-        self.waiters: deque[asyncio.Future[None]] = deque()
+        self.waiters: deque[asyncio.Event] = deque()
+        """Who waits to send under ``block``, in the order of their calls."""
 
 
 @dataclass(slots=True)
@@ -102,6 +103,8 @@ class Guard:
         key: str | None = None,
     ) -> Delivery:
         """Send one message to many, encoding it once and waiting for nobody."""
+        if policy == Policy.BLOCK:
+            raise SettingsError("policy", str(policy), "a policy that never waits")
         left_out = set(exclude)
         frames: dict[type, bytes] = {}
         delivery = Delivery()
@@ -117,7 +120,7 @@ class Guard:
                 frame = frames[kind] = handle.frame(data)
             chosen = self._policy(conn, policy)
             if chosen is Policy.BLOCK:
-                raise SettingsError("policy", str(chosen), "a policy that never waits")
+                chosen = Policy.QUEUE  # a default for sends; a broadcast waits for nobody
             outcome = self._offer(conn, frame, chosen, key)
             if outcome is Outcome.SENT:
                 delivery.sent += 1
@@ -146,8 +149,8 @@ class Guard:
                 self.dropped += 1
                 break
             buffered = handle.transport_buffered()
-        if not outbox and lane.waiters and has_room(buffered, 1, self._bounds.high_water):
-            self._wake(lane)
+        if not outbox and has_room(buffered, 1, self._bounds.high_water):
+            self._wake_first(lane)
         self._count(conn, lane, buffered)
 
     def drop(self, conn: Connection) -> None:
@@ -156,8 +159,8 @@ class Guard:
         if lane is None:
             return
         self.dropped += lane.outbox.clear()
-        while lane.waiters:
-            self._wake(lane)
+        for waiter in lane.waiters:
+            waiter.set()
         self.held_bytes -= lane.counted
         lane.counted = 0
         self._behind.discard(conn)
@@ -173,7 +176,7 @@ class Guard:
 
     def _policy(self, conn: Connection, policy: Policy | str | None) -> Policy:
         if policy is None:
-            return conn.policy or self._default
+            policy = self._default if conn.policy is None else conn.policy
         try:
             return Policy(policy)
         except ValueError:
@@ -237,7 +240,15 @@ class Guard:
         outbox = lane.outbox
         worst = conn
         if not outbox.is_full(len(frame), self._bounds):
+            # Counted anew: what drained since the last look must not cost anybody.
+            for other in tuple(self._behind):
+                self.flush(other)
+            allowance = self._allowance()
+            if allowance is None or len(frame) <= allowance:
+                return self._offer(conn, frame, policy, key)
             worst = max(self._behind, key=_holds, default=conn)
+            if _holds(worst) < _holds(conn) + len(frame):
+                worst = conn
         self.overflowed += 1
         if self._agent.settings.mode == "observe":
             outbox.dropped += 1
@@ -258,41 +269,36 @@ class Guard:
         if lane is None:
             lane = conn._lane = Lane()
         limit = self._agent.settings.block_timeout if timeout is None else timeout
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + limit
-        first = True
-        while True:
-            buffered = conn.handle.transport_buffered()
-            if not conn.is_open:
-                raise conn.ended_error()
-            ahead = lane.outbox or (first and lane.waiters)
-            if not ahead and self._may_write(buffered, size):
-                return not conn.handle.is_busy()
-            waiter: asyncio.Future[None] = loop.create_future()
-            # Whoever was woken and found no room again keeps its place.
-            if first:
-                lane.waiters.append(waiter)
-            else:
-                lane.waiters.appendleft(waiter)
-            first = False
-            self._count(conn, lane, buffered)
-            if not lane.hurried:
-                lane.hurried = True
-                conn.handle.hurry(on=True)
-            try:
+        deadline = asyncio.get_running_loop().time() + limit
+        place = asyncio.Event()
+        # In line until there is room for it: nobody who comes later goes first.
+        lane.waiters.append(place)
+        try:
+            while True:
+                buffered = conn.handle.transport_buffered()
+                if not conn.is_open:
+                    raise conn.ended_error()
+                ahead = lane.outbox or lane.waiters[0] is not place
+                if not ahead and self._may_write(buffered, size):
+                    return not conn.handle.is_busy()
+                self._count(conn, lane, buffered)
+                if not lane.hurried:
+                    lane.hurried = True
+                    conn.handle.hurry(on=True)
+                place.clear()
                 async with asyncio.timeout_at(deadline):
-                    await waiter
-            except TimeoutError:
-                raise SendTimeout(conn.id, limit, buffered) from None
-            finally:
-                if waiter in lane.waiters:
-                    lane.waiters.remove(waiter)
+                    await place.wait()
+        except TimeoutError:
+            raise SendTimeout(conn.id, limit, conn.handle.transport_buffered()) from None
+        finally:
+            lane.waiters.remove(place)
+            # It runs after we have written, and looks for itself whether there is room left.
+            self._wake_first(lane)
 
     @staticmethod
-    def _wake(lane: Lane) -> None:
-        waiter = lane.waiters.popleft()
-        if not waiter.done():
-            waiter.set_result(None)
+    def _wake_first(lane: Lane) -> None:
+        if lane.waiters:
+            lane.waiters[0].set()
 
     # Those that are behind
 
