@@ -53,7 +53,7 @@ class Evictions:
         self._agent = agent
         self._callbacks: list[OnEvict] = []
         self._breaker = Breaker(settings.breaker_share, settings.evict_after)
-        self._limit = settings.callback_timeout
+        self._limit = settings.callback_limit
         self._aborted: list[_Aborted] = []
         self._tasks: dict[asyncio.Task[None], list[asyncio.Future[Any]]] = {}
         self._warned_breaker = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Final, Literal
 
@@ -60,8 +59,9 @@ class Settings:
     breaker_share: float = 0.5
     """Share of the connections that may be evicted within ``evict_after`` on our own word."""
 
-    callback_timeout: float = 0.25
-    """How long an eviction waits for asynchronous ``on_evict`` callbacks, all together."""
+    callback_timeout: float | None = None
+    """How long an eviction waits for asynchronous ``on_evict`` callbacks, all together; by
+    default 0.25 s, and at most a quarter of ``evict_after``."""
 
     endpoint: bool = True
     """Whether ``leakhunt conns`` and ``leakhunt status`` can ask this process."""
@@ -79,7 +79,7 @@ class Settings:
         if (
             self.ping_interval is not None
             and self.ping_timeout is not None
-            and self.ping_interval + self.ping_timeout > self.evict_after
+            and self.ping_interval + self.ping_timeout > self.evict_after + 1e-9
         ):
             raise SettingsError(
                 "ping_interval + ping_timeout",
@@ -89,7 +89,9 @@ class Settings:
         if self.slow_after is not None:
             _in_range("slow_after", self.slow_after, _SHORTEST, _LONGEST, "seconds")
         _in_range("block_timeout", self.block_timeout, 0.0, _LONGEST, "seconds")
-        _in_range("callback_timeout", self.callback_timeout, 0.0, self.evict_after / 4, "seconds")
+        if self.callback_timeout is not None:
+            quarter = self.evict_after / 4
+            _in_range("callback_timeout", self.callback_timeout, 0.0, quarter, "seconds")
         _whole("high_water", self.high_water, 1, _MOST_BYTES)
         _whole("queue_bytes", self.queue_bytes, 0, _MOST_BYTES)
         _whole("queue_messages", self.queue_messages, 0, _MOST_BYTES)
@@ -111,6 +113,13 @@ class Settings:
         )
 
     @property
+    def callback_limit(self) -> float:
+        """The time for asynchronous callbacks, derived when it was not set; seconds."""
+        if self.callback_timeout is None:
+            return min(0.25, self.evict_after / 4)
+        return self.callback_timeout
+
+    @property
     def bounds(self) -> Bounds:
         """The guard's bounds for one client."""
         return Bounds(self.high_water, self.queue_bytes, self.queue_messages)
@@ -126,9 +135,10 @@ class Settings:
         shown: dict[str, object] = {
             "ping_interval_s": timing.ping_interval,
             "ping_timeout_s": timing.ping_timeout,
+            "callback_timeout_s": self.callback_limit,
         }
         for field in fields(self):
-            if field.name in ("ping_interval", "ping_timeout", "mode"):
+            if field.name in ("ping_interval", "ping_timeout", "callback_timeout", "mode"):
                 continue
             shown[field.name + _UNITS.get(field.name, "")] = getattr(self, field.name)
         return shown
@@ -138,7 +148,6 @@ _UNITS: Final = {
     "evict_after": "_s",
     "slow_after": "_s",
     "block_timeout": "_s",
-    "callback_timeout": "_s",
     "high_water": "_bytes",
 }
 
@@ -148,7 +157,7 @@ def _names(values: type[Policy]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _in_range(name: str, value: object, low: float, high: float, unit: str) -> None:
