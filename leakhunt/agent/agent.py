@@ -409,6 +409,8 @@ class Agent:
         """The connections are the parent's; the child begins with none."""
         self._loop = None
         self._heartbeat = None
+        for conn in self._connections.values():
+            conn._ended = True  # its socket is the parent's: nothing here may end it
         self._connections = {}
         self.ledger = Ledger()
         self.rooms.clear()

@@ -51,6 +51,9 @@ class Rooms:
 
     def join(self, conn: Connection, room: str) -> None:
         """Put a connection into a room; see :meth:`Connection.join`."""
+        if conn.agent is not self._agent:
+            # Nobody would take it out again.
+            raise ValueError(f"{conn!r} belongs to another agent, {conn.agent.name}")
         if conn._ended or not conn.agent.knows(conn):
             raise conn.ended_error()
         self._index.join(conn, room)
@@ -117,16 +120,19 @@ class Rooms:
     def by_connection(self, connections: Iterable[Connection]) -> dict[int, set[str]]:
         """The rooms of many connections, by their ids, in one pass (any thread)."""
         found: dict[int, set[str]] = {}
-        owners: dict[int, list[tuple[int, Any]]] = {}
+        owners: dict[Any, list[tuple[int, int]]] = {}
         for conn in connections:
             found[conn.id] = set(self._index.rooms_of(conn))
             for number, (_, of, _) in enumerate(self._adopted):
-                for member in self._members_for(conn, of):
-                    owners.setdefault(id(member), []).append((number, conn.id))
+                try:
+                    for member in self._members_for(conn, of):
+                        owners.setdefault(member, []).append((number, conn.id))
+                except Exception:
+                    continue  # the member's function failed: its rooms are not shown
         for number, (mapping, _, _) in enumerate(self._adopted):
             for room, members in _copy_of(mapping):
                 for member in members:
-                    for wanted, conn_id in owners.get(id(member), ()):
+                    for wanted, conn_id in owners.get(member, ()):
                         if wanted == number:
                             found[conn_id].add(room)
         return found

@@ -1,9 +1,10 @@
 """A server with one client in virtual time, around the pure functions of liveness.
 
 The loop is that of ``leakhunt.agent.heartbeat``: ticks of a timing wheel, late ones counted as
-stalls and the looks put off until the loop has read, a cheap look before a question, all witnesses before a
-verdict. The client, the kernel and the stalls are told by a :class:`Scenario`, and every byte's
-arrival in the kernel is kept: a test judges the verdict by what really happened.
+stalls and their looks put off until the loop has read, a cheap look before a question, all
+witnesses before a verdict. The client, the kernel and the stalls are told by a
+:class:`Scenario`, and every byte's arrival in the kernel is kept: a test judges the verdict by
+what really happened.
 """
 
 from __future__ import annotations
