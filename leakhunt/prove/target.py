@@ -65,7 +65,7 @@ async def open_target(stack: AsyncExitStack, scenario: Scenario) -> Target:
 
     Raises :class:`NotTestable` or :class:`ScenarioError` with the reason why it cannot be.
     """
-    if scenario.url is not None and parse_url(scenario.url).unix_path is not None:
+    if scenario.url is not None and scenario.url.startswith("ws+unix:"):
         raise _NO_UNIX
     if scenario.command:
         server = await stack.enter_async_context(
