@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -248,6 +249,9 @@ def _guarded(work: Callable[[], int]) -> int:
     except signals.Interrupted as interrupted:
         sys.stderr.write(f"{interrupted}; everything was cleaned up\n")
         return interrupted.exit_code
+    except KeyboardInterrupt:
+        # Before or after the run itself: nothing had been started, or all was over.
+        return 128 + signal.SIGINT
     except LeakhuntError as error:
         print_error(error)
         return 2

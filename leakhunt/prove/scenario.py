@@ -169,6 +169,11 @@ def require_target(scenario: Scenario) -> None:
         raise ScenarioError(
             "both a command and --pid were given", hint="a server is started, or found: choose one"
         )
+    if not scenario.command and "{port}" in (scenario.url or ""):
+        raise ScenarioError(
+            f"url={scenario.url!r} has {{port}}, which only a command that is started gets",
+            hint="give the command after --, or the port itself",
+        )
     if not scenario.command and scenario.pid is None and scenario.url is None:
         raise ScenarioError(
             "no server was named",

@@ -52,7 +52,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     try:
         return asyncio.run(supervised())
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, Exception):
+        # Also when something else failed while it was being cleaned up: the signal was first.
         if not received:
             raise
         raise Interrupted(received[0]) from None

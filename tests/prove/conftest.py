@@ -18,6 +18,7 @@ from leakhunt.errors import NotTestable
 from leakhunt.prove.vanish.tiers import Target, choose_tier
 
 ROOT = Path(__file__).parents[2]
+FIXED_CHAT = ROOT / "fixtures" / "fixed_chat.py"
 PLAIN_WS = ROOT / "tests" / "servers" / "plain_ws.py"
 
 

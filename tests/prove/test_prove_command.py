@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PLAIN_WS, SMALL, Run, plain_ws
+from conftest import FIXED_CHAT, PLAIN_WS, SMALL, Run, plain_ws
+from tls import make_certificate
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -81,6 +82,36 @@ def test_all_other_deaths(prove: Prove) -> None:
     assert deaths["slow"]["survivors"] == 3
     assert deaths["slow"]["expected"] == "kept"
     assert run.result["controls"]["slow"] == 3
+
+
+def test_over_tls(prove: Prove, tmp_path: Path) -> None:
+    """Clients trust the given authority; the server's name is checked; deaths are as real."""
+    certificate, key = make_certificate(tmp_path)
+    server = [*plain_ws("0.5"), str(certificate), str(key)]
+    words = (*SMALL, "--death", "stall", "--death", "vanish", "--url", "wss://localhost:{port}/")
+    run = prove(*words, "--tls-ca", str(certificate), "--json", "-", "--", *server)
+    assert run.code == 0, run.output + run.errors
+    assert run.result["scenario"]["tls"] is True
+    assert [death["verified"] for death in run.result["deaths"]] == [5, 4]
+    mistrusted = prove(*words, "--", *server)
+    assert mistrusted.code == 2
+    assert "certificate" in mistrusted.output
+
+
+def test_a_mounted_server_agrees(prove: Prove, tmp_path: Path) -> None:
+    """Where an agent answers, its registry and rooms are compared with the kernel; clients chat."""
+    run = prove(
+        *SMALL, "--death", "stall", "--death", "vanish", "--load", "chat", "--join",
+        '{"join": "lobby", "name": "{id}"}', "--chat-message", '{"say": "hello"}',
+        "--chat-interval", "200ms", "--sent-at", "sent_at", "--json", "-", "--",
+        sys.executable, str(FIXED_CHAT), "--port", "{port}",
+    )  # fmt: skip
+    assert run.code == 0, run.output + run.errors
+    agent = run.result["agent"]
+    assert (agent["present"], agent["agrees"], agent["registry"]) == (True, True, 3)
+    assert agent["stale_memberships"] == 0
+    assert sum(count for _reason, count in agent["evictions"]) == 9
+    assert run.result["latency"]["count"] > 0
 
 
 def test_a_server_that_drops_the_living(prove: Prove) -> None:

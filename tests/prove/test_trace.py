@@ -157,22 +157,23 @@ def test_when_watching_ends() -> None:
     assert unfinished([heavy], 3.0, now=2.0)
 
 
-def reading(at: float, rss: int | None, zombies: int = 0) -> Reading:
-    return Reading(at, 5, zombies, 100, rss, 9)
+def reading(at: float, rss: int | None, zombies: int = 0, established: int = 5) -> Reading:
+    return Reading(at, established, zombies, 100, rss, 9)
 
 
 def test_churn_and_memory() -> None:
-    """A server that keeps everybody: unbounded lifetime, a slope, memory per live client."""
+    """A server that keeps everybody: unbounded lifetime, a slope, memory per connection."""
     readings = [reading(t, 1_000_000 + 10_000 * t, zombies=t) for t in range(31)]
     kept = [traced(*[sample()] * 5), traced(*[sample()] * 5)]
-    churn = summarise_churn(kept, readings, live_at_end=10, waves_ended_at=30.0)
+    churn = summarise_churn(kept, readings, waves_ended_at=30.0)
     assert churn.max_lifetime_s is None
     assert (churn.died, churn.zombies_at_end, churn.zombies_peak) == (2, 2, 30)
     assert churn.rss_slope_bytes_per_hour == pytest.approx(36_000_000)
-    assert churn.rss_per_reported_connection_bytes == pytest.approx(30_000)
+    assert churn.rss_per_reported_connection_bytes == pytest.approx(60_000)
     memory = summarise_memory(readings)
     assert (memory.rss_bytes.before, memory.rss_bytes.after) == (1_000_000, 1_300_000)
-    fine = summarise_churn([traced(sample(), None)], readings, live_at_end=0, waves_ended_at=30.0)
+    empty = [*readings, reading(31.0, 1_000_000, established=0)]
+    fine = summarise_churn([traced(sample(), None)], empty, waves_ended_at=30.0)
     assert fine.max_lifetime_s == 2.0
     assert fine.rss_per_reported_connection_bytes is None
 

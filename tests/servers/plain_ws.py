@@ -5,6 +5,7 @@ plain_ws.py PORT [KEEPALIVE] [PUSH_BYTES]      PORT 0 or "env": from $PORT
 
 import asyncio
 import os
+import ssl
 import sys
 
 from websockets.asyncio.server import broadcast, serve
@@ -24,25 +25,22 @@ async def handler(connection):
         live.discard(connection)
 
 
-async def main(port, keepalive, push_bytes):
+async def main(port, keepalive="none", push_bytes="0", *certificate):
+    every = None if keepalive == "none" else float(keepalive)
+    context = None
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
     async with serve(
-        handler,
-        "127.0.0.1",
-        port,
-        ping_interval=keepalive,
-        ping_timeout=keepalive,
-        close_timeout=0.2,
-        compression=None,
-    ):
+        handler, "127.0.0.1", int(os.environ["PORT"] if port == "env" else port), ssl=context,
+        ping_interval=every, ping_timeout=every, close_timeout=0.2, compression=None,
+    ):  # fmt: skip
         print("ready", flush=True)
         while True:
             await asyncio.sleep(0.05)
-            if push_bytes:
-                broadcast(live, b"x" * push_bytes)
+            if int(push_bytes):
+                broadcast(live, b"x" * int(push_bytes))
 
 
 if __name__ == "__main__":
-    words = [*sys.argv[1:], "none", "0"]
-    where = os.environ["PORT"] if words[0] == "env" else words[0]
-    every = None if words[1] == "none" else float(words[1])
-    asyncio.run(main(int(where), every, int(words[2]) if len(sys.argv) > 3 else 0))
+    asyncio.run(main(*sys.argv[1:]))

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Protocol
 
+from leakhunt.errors import NotTestable
 from leakhunt.prove.fleet import Client, ClientSpec
 from leakhunt.prove.vanish import relay as relay_tier
 from leakhunt.prove.vanish.loopback import ADDRESSES
@@ -130,6 +131,12 @@ class MeansMaker:
             if self._relay is None:
                 self._relay = await self._stack.enter_async_context(Relay(*self._server))
             return RelayMeans(self._relay)
+        if ":" in self._server[0]:
+            raise NotTestable(
+                f"the server listens on the IPv6 address {self._server[0]} only; the tier"
+                f" {self._tier} cuts clients off by their IPv4 addresses",
+                hint="use --tier relay, or let it listen on 127.0.0.1",
+            )
         if self._own_namespace:
             return LoopbackMeans()
         return VethMeans(await self._stack.enter_async_context(VethPath(self._server[1])))
