@@ -295,7 +295,7 @@ class Agent:
 
     def state_of(self, conn: Connection, now: float, heard_at: float) -> Liveness:
         """The liveness shown for a connection; while observing, silence alone makes a suspect."""
-        state = conn.state
+        state = conn.state_at(heard_at)
         if (
             self.settings.mode == "observe"
             and state is Liveness.ALIVE

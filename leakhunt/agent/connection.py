@@ -118,9 +118,13 @@ class Connection:
     @property
     def state(self) -> Liveness:
         """What leakhunt believes about the client."""
+        return self.state_at(self.last_heard_at)
+
+    def state_at(self, heard_at: float) -> Liveness:
+        """The same, with a later sign of life taken into account."""
         if self._ended:
             return Liveness.DEAD
-        return Liveness.CLOSING if self._closing else self.pulse.state
+        return Liveness.CLOSING if self._closing else self.pulse.state_at(heard_at)
 
     @property
     def last_heard_at(self) -> float:

@@ -185,8 +185,12 @@ class Pulse:
     @property
     def state(self) -> Liveness:
         """ALIVE, SUSPECT or SLOW; the caller knows whether it is closing or dead."""
-        if self.asked_at is None or (self.heard_at >= self.asked_at and self.slow_since is None):
-            return Liveness.ALIVE
+        return self.state_at(self.heard_at)
+
+    def state_at(self, heard_at: float) -> Liveness:
+        """The same with a sign of life that no look has taken in yet."""
+        if self.asked_at is None or heard_at >= self.asked_at - CLOCK_SLACK:
+            return Liveness.ALIVE if self.slow_since is None else Liveness.SLOW
         return Liveness.SUSPECT if self.slow_since is None else Liveness.SLOW
 
 
