@@ -37,8 +37,12 @@ class TimingWheel:
             keys.append(key)
 
     def next_at(self, now: float) -> float:
-        """When the first slot after ``now`` comes up."""
-        return self._origin + (math.floor((now - self._origin) / self.tick) + 1) * self.tick
+        """When the next slot comes up that is at least half a tick away.
+
+        Nearer ones are left out for the sake of a loop that is always late: if it were late
+        for a moment just after ``now``, next to no time would count as not stalled.
+        """
+        return self._origin + (math.floor((now - self._origin) / self.tick + 0.5) + 1) * self.tick
 
     def take(self, now: float) -> list[int]:
         """Take out every key that is due at ``now``, in order of their slots."""
