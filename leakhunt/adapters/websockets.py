@@ -30,6 +30,7 @@ import functools
 import logging
 import weakref
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from websockets.frames import Frame, Opcode
@@ -150,6 +151,11 @@ def _followed(base: type[Any]) -> type[Any]:
     if known is not None:
         return known
 
+    # Looked up once: these run for every message.
+    base_data_received = base.data_received
+    base_process_event = base.process_event
+    base_send_data = base.send_data
+
     class Followed(base):  # type: ignore[misc]
         __slots__ = ()
         _leakhunt_base = base
@@ -157,23 +163,25 @@ def _followed(base: type[Any]) -> type[Any]:
         def data_received(self, data: bytes) -> None:
             conn = self._leakhunt
             conn.bytes_in += len(data)
-            conn.received_at = conn.agent.clock()
-            super().data_received(data)
+            conn.received_at = monotonic()
+            base_data_received(self, data)
 
         def process_event(self, event: Any) -> None:
-            opcode = getattr(event, "opcode", None)
+            opcode = event.opcode
             if opcode is PONG:
                 self._leakhunt.pong(bytes(event.data))
             elif event.fin and (opcode is TEXT or opcode is BINARY or opcode is CONT):
                 self._leakhunt.messages_in += 1
-            super().process_event(event)
+            base_process_event(self, event)
 
         def send_data(self) -> None:
-            conn = self._leakhunt
-            for data in self.protocol.writes:
-                if data:
-                    _count_frame(conn, data)
-            super().send_data()
+            writes = self.protocol.writes
+            if writes:
+                conn = self._leakhunt
+                for data in writes:
+                    if data:
+                        _count_frame(conn, data)
+            base_send_data(self)
 
         def resume_writing(self) -> None:
             super().resume_writing()
