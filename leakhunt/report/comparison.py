@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 from leakhunt.core.proof import Comparison, Proof
 from leakhunt.report.units import ABSENT, human_bytes, human_count, human_seconds
 
-FLAT_SHARE_PER_MINUTE: Final = 0.01
-"""A resident memory whose slope is below this share of it per minute is called flat."""
+FLAT_SHARE: Final = 0.05
+"""A resident memory that rose by less than this share of it over the waves is called flat: a
+server that has just met its first clients still grows a little, and then no more."""
 
 
 class Row(NamedTuple):
@@ -45,11 +46,12 @@ def _resident_memory(proof: Proof) -> str:
     slope = proof.churn.rss_slope_bytes_per_hour if proof.churn else None
     if after is None or slope is None:
         return text
-    per_minute = slope / 60
-    if abs(per_minute) < FLAT_SHARE_PER_MINUTE * after:
-        return f"{text} (flat)"
-    direction = "climbing" if slope > 0 else "falling"
-    return f"{text} ({direction} {human_bytes(abs(per_minute))}/min)"
+    rate = f"{'+' if slope >= 0 else '-'}{human_bytes(abs(slope) / 60)}/min"
+    waves = proof.scenario.churn
+    over_the_waves = slope / 3600 * (waves.for_s if waves else 60.0)
+    if abs(over_the_waves) < FLAT_SHARE * after:
+        return f"{text} (flat, {rate})"
+    return f"{text} ({'climbing' if slope > 0 else 'falling'}, {rate})"
 
 
 def _zombies(proof: Proof) -> str:
