@@ -121,7 +121,7 @@ async def test_a_callback_that_blocks_the_sweep_costs_no_life() -> None:
             handle.data = clock().now
         await until(lambda: first.aborts)
         assert all(conn.is_open for conn, _ in others)
-        for conn, handle in others:
+        for _, handle in others:
             handle.answers_after = 0.01
             handle.data = clock().now
         await asyncio.sleep(20)

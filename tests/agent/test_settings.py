@@ -76,7 +76,7 @@ def test_interval_and_timeout_may_fill_the_promise(
 
 def test_an_unknown_setting_is_named() -> None:
     """A misspelt setting is an error that lists those that exist."""
-    with pytest.raises(TypeError, match="no setting 'evict_afer'; it has .*ping_interval"):
+    with pytest.raises(TypeError, match=r"no setting 'evict_afer'; it has .*ping_interval"):
         Agent(evict_afer=3)
 
 
