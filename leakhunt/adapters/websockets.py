@@ -71,7 +71,10 @@ def mount(
         try:
             await handler(websocket)
         finally:
-            _CURRENT.reset(token)
+            try:
+                _CURRENT.reset(token)
+            except ValueError:
+                pass  # closed by the collector, in another context: its loop is gone
             # After the handler's own clean-up, which may remove what it finds.
             agent.safely(agent.rooms.leave_all, conn)
 
@@ -87,7 +90,7 @@ def mount(
 def connection_of(agent: Agent, websocket: Any) -> Connection:
     """Our connection for the library's object, taken in now if its handler is not mounted."""
     conn = getattr(websocket, "_leakhunt", None)
-    if conn is not None and conn.agent is agent:
+    if conn is not None and conn.agent is agent and not _was_released(conn, websocket):
         return conn  # type: ignore[no-any-return]
     if not hasattr(websocket, "protocol") or not hasattr(websocket, "transport"):
         raise LookupError(f"{websocket!r} is not a connection of the websockets library")
@@ -95,6 +98,11 @@ def connection_of(agent: Agent, websocket: Any) -> Connection:
     if conn is None:
         raise LookupError(f"{websocket!r} cannot be followed: see the log")
     return conn
+
+
+def _was_released(conn: Connection, websocket: Any) -> bool:
+    """Whether the agent was closed under an open connection, which can be followed anew."""
+    return conn._ended and conn.evicted is None and websocket.protocol.state is OPEN
 
 
 def _track(agent: Agent, websocket: Any) -> Connection | None:
@@ -169,7 +177,8 @@ def _followed(base: type[Any]) -> type[Any]:
         def process_event(self, event: Any) -> None:
             opcode = event.opcode
             if opcode is PONG:
-                self._leakhunt.pong(bytes(event.data))
+                conn = self._leakhunt
+                conn.agent.safely(conn.pong, bytes(event.data))
             elif event.fin and (opcode is TEXT or opcode is BINARY or opcode is CONT):
                 self._leakhunt.messages_in += 1
             base_process_event(self, event)
