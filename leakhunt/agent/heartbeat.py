@@ -131,8 +131,10 @@ class Heartbeat:
                 self._wheel.add(conn.id, now + self._timing.ping_interval / 4)
         blocked = agent.clock() - begun
         if blocked > STALL:
-            # By an on_evict callback, say: a stall like any other.
-            self.stalled += blocked
+            # By an on_evict callback, say: a stall like any other. A tick that is already set
+            # measures it by itself.
+            if self._timer is None:
+                self.stalled += blocked
             self._loop.call_soon(self._loop.call_soon, self._work)
         elif self._due:
             self._loop.call_soon(self._work)
@@ -146,7 +148,7 @@ class Heartbeat:
         if not conn._closing and handle.is_closing():
             # Our close frame is a question too: the peer has as long to let us finish.
             conn._closing = True
-            ask(pulse, now, self.stalled)
+            ask(pulse, now, self._stalled_by(now))
         first = conn._pinged_at == 0.0 and not conn._closing and not self._observes
         if pulse.asked_at is None and not first:
             data_at = handle.data_at(now)
@@ -171,7 +173,13 @@ class Heartbeat:
 
     def _decide(self, conn: Connection, now: float) -> Decision:
         lead = self._lead + self._agent.evictions.lead
-        return decide(conn.pulse, now, self.stalled, self._timing, lead=lead, eager=JITTER)
+        stalled = self._stalled_by(now)
+        return decide(conn.pulse, now, stalled, self._timing, lead=lead, eager=JITTER)
+
+    def _stalled_by(self, now: float) -> float:
+        """All stalls until now, one included that the next tick has still to measure."""
+        late = 0.0 if self._timer is None else now - self._expected
+        return self.stalled + (late if late > STALL else 0.0)
 
     def _ask(self, conn: Connection, now: float, nonce: bytes, evidence: Evidence) -> None:
         if self._observes:
@@ -182,7 +190,7 @@ class Heartbeat:
             if handle.write(handle.ping_frame(nonce)):
                 conn._nonce = nonce
             conn._pinged_at = now
-        ask(conn.pulse, now, self.stalled)
+        ask(conn.pulse, now, self._stalled_by(now))
         listen(conn.pulse, now, evidence)  # the window before, to compare with
         self._again(conn, self._decide(conn, now).again_at, spread=False)
 
