@@ -170,23 +170,20 @@ async def test_closing_leaves_nothing(own_directory: Path) -> None:
     before = set(threading.enumerate())
     tasks = asyncio.all_tasks()
     agent = Agent(evict_after=10)
-    async with served(agent, echo) as url:
-        async with connect(url, ping_interval=None) as client:
-            with_client = asyncio.all_tasks()
-            async with agent:
-                await soon(lambda: list(own_directory.glob("*.sock")))
-                agent.connections[0].join("lobby")
-                assert {t.name for t in set(threading.enumerate()) - before} == {
-                    "leakhunt-endpoint"
-                }
-            assert agent.statistics().believed == 0
-            assert asyncio.all_tasks() <= with_client
-            timers = [t for t in asyncio.get_running_loop()._scheduled if not t.cancelled()]  # type: ignore[attr-defined]
-            assert not [t for t in timers if "leakhunt" in repr(t)]
-            await soon(lambda: set(threading.enumerate()) <= before)
-            assert list(own_directory.glob("*.sock")) == []
-            await client.send("still here")
-            assert await client.recv() == "still here"
+    async with served(agent, echo) as url, connect(url, ping_interval=None) as client:
+        with_client = asyncio.all_tasks()
+        async with agent:
+            await soon(lambda: list(own_directory.glob("*.sock")))
+            agent.connections[0].join("lobby")
+            assert {t.name for t in set(threading.enumerate()) - before} == {"leakhunt-endpoint"}
+        assert agent.statistics().believed == 0
+        assert asyncio.all_tasks() <= with_client
+        timers = [t for t in asyncio.get_running_loop()._scheduled if not t.cancelled()]  # type: ignore[attr-defined]
+        assert not [t for t in timers if "leakhunt" in repr(t)]
+        await soon(lambda: set(threading.enumerate()) <= before)
+        assert list(own_directory.glob("*.sock")) == []
+        await client.send("still here")
+        assert await client.recv() == "still here"
     await soon(lambda: asyncio.all_tasks() <= tasks)
 
 
@@ -249,9 +246,9 @@ async def test_two_agents_on_one_server_are_told_apart() -> None:
     async def handler(websocket: Any) -> None:
         await websocket.send(leakhunt.current().agent.name)
 
-    async with outer, inner, served(outer, inner.websockets(handler)) as url:
-        async with connect(url) as client:
-            assert await client.recv() == outer.name
+    mounted = inner.websockets(handler)
+    async with outer, inner, served(outer, mounted) as url, connect(url) as client:
+        assert await client.recv() == outer.name
     assert outer.statistics().opened == 1
     assert inner.statistics().opened == 0
 
@@ -302,10 +299,9 @@ async def test_a_connection_that_cannot_be_followed_is_served(
         raise RuntimeError("ours")
 
     monkeypatch.setattr(agent, "track", fails)
-    async with agent, served(agent, echo) as url:
-        async with connect(url) as client:
-            await client.send("hello")
-            assert await client.recv() == "hello"
+    async with agent, served(agent, echo) as url, connect(url) as client:
+        await client.send("hello")
+        assert await client.recv() == "hello"
     assert any("cannot follow a connection" in record.getMessage() for record in caplog.records)
 
 
