@@ -20,19 +20,19 @@ from tests.tls import make_certificate
 CONTROLS = 4
 
 
+def run_prove(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "leakhunt", "prove", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+
 def prove(tmp_path: Path, *options: str, server: tuple[str, ...]) -> tuple[Any, Any]:
     """Run `leakhunt prove`; the proof, and what the server held when it was stopped."""
     out, state = tmp_path / "proof.json", tmp_path / "state.json"
     join = json.dumps({"room": "lobby"})
-    done = subprocess.run(
-        [sys.executable, "-m", "leakhunt", "prove", "--json", str(out), "--join", join]
-        + ["--controls", str(CONTROLS), "--within", "2.5s", *options, "--", sys.executable]
-        + ["-W", "error", str(SERVER), "--port", "{port}", "--state", str(state), *server],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-    )
+    command = ["--json", str(out), "--join", join, "--controls", str(CONTROLS), "--within", "2.5s"]
+    command += [*options, "--", sys.executable, "-W", "error", str(SERVER), "--port", "{port}"]
+    command += ["--state", str(state), *server]
+    done = run_prove(command)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text()), json.loads(state.read_text())
 
@@ -98,16 +98,10 @@ def test_every_dead_client_is_gone_in_time(
 @pytest.mark.needs_netns
 def test_without_the_middleware_the_same_is_disproven(tmp_path: Path) -> None:
     """The same server without leakhunt keeps them: the proof can fail."""
-    done = subprocess.run(
-        [sys.executable, "-m", "leakhunt", "prove", "--json", "-", "--controls", "2"]
-        + ["--clients", "4", "--death", "stall", "--death", "kill", "--within", "2.5s"]
-        + ["--join", json.dumps({"room": "lobby"}), "--load", "push", "--"]
-        + [sys.executable, str(SERVER), "--port", "{port}", "--plain", "--push", "20000"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-    )
+    command = ["--json", "-", "--controls", "2", "--clients", "4", "--within", "2.5s"]
+    command += ["--death", "stall", "--death", "kill", "--join", json.dumps({"room": "lobby"})]
+    command += ["--load", "push", "--", sys.executable, str(SERVER), "--port", "{port}"]
+    done = run_prove([*command, "--plain", "--push", "20000"])
     assert done.returncode == 1, done.stdout + done.stderr
     proof = json.loads(done.stdout)
     by_name = {death["death"]: death for death in proof["deaths"]}

@@ -48,7 +48,6 @@ class Interrupted:
         return self.process.wait(20)
 
 
-@pytest.mark.needs_netns
 @pytest.mark.parametrize("phase", ["connecting", "watching the dead"])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_ending_a_run(tmp_path: Path, any_tier: str, signum: int, phase: str) -> None:
