@@ -73,9 +73,9 @@ class Heartbeat:
 
     def watch(self, conn: Connection) -> None:
         """Take a new connection in: its first question comes at a random time."""
-        interval = self._timing.ping_interval - self._lead
+        interval = self._timing.ping_interval - self._lead - self._agent.evictions.lead
         # The order of pings is no secret; this only spreads the work.
-        self._wheel.add(conn.id, self._agent.clock() + interval * random.random())
+        self._wheel.add(conn.id, self._agent.clock() + max(interval, 0.0) * random.random())
         self.wake()
 
     def wake(self) -> None:
