@@ -156,9 +156,9 @@ async def test_blocked_senders_go_in_the_order_of_their_calls() -> None:
         await conn.send(b"0" * 100)
         sent = [asyncio.create_task(conn.send(b"%d" % n * 60, policy="block")) for n in range(1, 5)]
         await asyncio.sleep(1)
-        handle.drains()
-        # In this very moment there is room, and the first has not had its turn yet.
+        # Its turn comes before that of the first one, who is told only now: there is room.
         late = asyncio.create_task(conn.send(b"9" * 60, policy="block"))
+        handle.drains()
         for _ in range(6):
             await asyncio.sleep(0.2)
             handle.drains()

@@ -116,7 +116,7 @@ STALLS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=150, deadline=None, database=None)
 @given(st.lists(CLIENTS, min_size=1, max_size=6), STALLS)
 def test_the_living_stay_and_the_dead_go(
     clients: list[Client], stalls: list[tuple[float, float]]

@@ -12,6 +12,7 @@ import functools
 import inspect
 import math
 import os
+import random
 import selectors
 import socket
 from collections.abc import Callable, Coroutine, Iterator
@@ -93,6 +94,7 @@ def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
             assert not left, f"tasks are left: {left}"
             assert not clock().timers(), f"timers are left: {clock().timers()}"
 
+        random.seed(0)  # the heartbeat's jitter: the same in every run
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(whole())
         assert loops[0].complaints == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from leakhunt.core.wheel import TimingWheel
@@ -22,6 +22,7 @@ STEPS = st.lists(
 )
 
 
+@example(1.0, 0.0, [("add", 1.5), ("pass", 1.2), ("pass", 1.0)])
 @given(TICKS, STARTS, STEPS)
 def test_everybody_comes_up_once_and_in_time(
     tick: float, start: float, steps: list[tuple[str, float]]
