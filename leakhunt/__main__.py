@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from leakhunt._version import __version__
 
-EXTRAS = {"pyroute2": "prove", "objgraph": "heap"}
+EXTRAS = {"objgraph": "heap"}
 """Packages that another extra than ``cli`` installs."""
 
 
