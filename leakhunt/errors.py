@@ -6,7 +6,6 @@
     ├── SettingsError          a setting is out of its range (also a ValueError)
     ├── ConnectionEnded        the connection was closed or evicted
     ├── SendTimeout            a blocking send found no room in time (also a TimeoutError)
-    ├── MissingExtra           the command needs a package that is not installed
     ├── ProcessGone            the watched process exited, or its pid was reused
     ├── AgentUnreachable       no agent answers in that process
     │   ├── NoAgent            it has no socket of an agent at all
@@ -62,18 +61,6 @@ class SendTimeout(LeakhuntError, TimeoutError):
         self.connection_id = connection_id
         self.timeout_s = timeout_s
         self.buffered_bytes = buffered_bytes
-
-
-class MissingExtra(LeakhuntError):
-    """The command needs a package that only an extra installs."""
-
-    def __init__(self, module: str, extra: str) -> None:
-        super().__init__(
-            f"the package {module!r} is not installed",
-            hint=f"pip install 'leakhunt-ws[{extra}]'",
-        )
-        self.module = module
-        self.extra = extra
 
 
 class ProcessGone(LeakhuntError):
