@@ -196,7 +196,10 @@ class Connection:
         return await self.agent.guarded.send(self, data, policy=policy, key=key, timeout=timeout)
 
     def evict(self, reason: EvictReason = EvictReason.OPERATOR) -> None:
-        """Drop this connection now, as the heartbeat would: rooms, callbacks, reset."""
+        """Drop this connection now, as the heartbeat would: rooms, callbacks, reset.
+
+        To be called on the event loop's thread, like everything here that changes something.
+        """
         self.agent.evict(self, reason)
 
     # For adapters: called on the loop's thread, cheap, never raising

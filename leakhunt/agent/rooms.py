@@ -100,7 +100,7 @@ class Rooms:
 
         When a connection is evicted its member leaves every set before the connection is
         dropped; when it closes by itself, after your handler has returned. So take members
-        out with ``discard``, not with ``remove``.
+        out with ``discard``, not with ``remove``. Either costs one look into each of your sets.
 
         Args:
             mapping: your ``dict[str, set]``; it stays yours.
