@@ -56,20 +56,21 @@ _FIN: Final = 0x80
 _OPCODE: Final = 0x0F
 
 
-def mount(
-    agent: Agent, handler: Callable[[Any], Awaitable[None]]
-) -> Callable[[Any], Awaitable[None]]:
-    """Wrap a connection handler so that ``agent`` follows each of its connections."""
+def mount(agent: Agent, handler: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Wrap a connection handler so that ``agent`` follows each of its connections.
+
+    What the library's router passes besides the connection is handed on.
+    """
 
     @functools.wraps(handler)
-    async def mounted(websocket: Any) -> None:
+    async def mounted(websocket: Any, *args: Any, **kwargs: Any) -> None:
         conn = _track(agent, websocket)
         if conn is None:
-            await handler(websocket)
+            await handler(websocket, *args, **kwargs)
             return
         token = _CURRENT.set(conn)
         try:
-            await handler(websocket)
+            await handler(websocket, *args, **kwargs)
         finally:
             try:
                 _CURRENT.reset(token)

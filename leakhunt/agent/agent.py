@@ -104,12 +104,12 @@ class Agent:
 
     # Mounting
 
-    def websockets(self, handler: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Any]:
+    def websockets(self, handler: Callable[..., Awaitable[None]]) -> Callable[..., Any]:
         """Mount on a server of the ``websockets`` library: ``serve(agent.websockets(handler))``.
 
         Turn its own keepalive off (``ping_interval=None``): this replaces it.
         """
-        mounted: Callable[[Any], Any] = _adapter("websockets").mount(self, handler)
+        mounted: Callable[..., Any] = _adapter("websockets").mount(self, handler)
         return mounted
 
     def guard(self, websocket: Any) -> Connection:

@@ -25,6 +25,7 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
     metrics = (
         ("RAM per reported connection", _ram_per_connection),
         ("Resident memory at the end", _resident_memory),
+        ("Slope of the resident memory", _slope),
         ("Zombies accumulated", _zombies),
         ("Max lifetime of a dead socket", _max_lifetime),
         ("Kernel buffers at the end", _kernel_buffers),
@@ -41,17 +42,18 @@ def _ram_per_connection(proof: Proof) -> str:
 
 
 def _resident_memory(proof: Proof) -> str:
+    return human_bytes(proof.memory.rss_bytes.after)
+
+
+def _slope(proof: Proof) -> str:
     after = proof.memory.rss_bytes.after
-    text = human_bytes(after)
     slope = proof.churn.rss_slope_bytes_per_hour if proof.churn else None
     if after is None or slope is None:
-        return text
+        return ABSENT
     rate = f"{'+' if slope >= 0 else '-'}{human_bytes(abs(slope) / 60)}/min"
     waves = proof.scenario.churn
     over_the_waves = slope / 3600 * (waves.for_s if waves else 60.0)
-    if abs(over_the_waves) < FLAT_SHARE * after:
-        return f"{text} (flat, {rate})"
-    return f"{text} ({'climbing' if slope > 0 else 'falling'}, {rate})"
+    return f"flat ({rate})" if abs(over_the_waves) < FLAT_SHARE * after else rate
 
 
 def _zombies(proof: Proof) -> str:

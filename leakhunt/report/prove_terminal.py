@@ -33,12 +33,13 @@ _COLUMNS: Final = (
     ("death", "death"),
     ("clients", "clients"),
     ("verified", "verified"),
-    ("gone", "gone in time"),
-    ("left", "still held"),
+    ("gone", "gone"),
+    ("left", "held"),
     ("median", "median"),
-    ("last", "last after"),
-    ("orphans", "kernel orphans"),
+    ("last", "last"),
+    ("orphans", "orphans"),
 )
+"""Short titles: the table fits a terminal of 80 columns."""
 
 
 def proof_report(proof: Proof) -> RenderableType:

@@ -170,6 +170,29 @@ async def test_a_teardown_that_hangs_is_ended() -> None:
         client.transport.abort()
 
 
+async def test_a_router_may_pass_arguments_and_a_handler_may_be_mounted_twice() -> None:
+    """Arguments of a route reach the handler; mounting again follows the connection once."""
+    agent = leakhunt.Agent(endpoint=False)
+
+    async def handler(ws: Any, *, room: str) -> None:
+        leakhunt.current().join(room)
+        await ws.send(room)
+        await ws.wait_closed()
+
+    mounted = agent.websockets(agent.websockets(handler))
+
+    async def route(ws: Any) -> None:
+        await mounted(ws, room="blue")
+
+    async with agent, serve(route, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with connect(f"ws://127.0.0.1:{port}") as client:
+            assert await client.recv() == "blue"
+            assert len(agent.rooms["blue"]) == len(agent.connections) == 1
+        await until(lambda: not agent.connections)
+        assert agent.statistics().opened == 1
+
+
 async def test_one_agent_serves_one_loop_at_a_time() -> None:
     """A second loop in another thread is refused, and its server works without us."""
     agent = leakhunt.Agent(endpoint=False)
