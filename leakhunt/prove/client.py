@@ -32,14 +32,12 @@ from typing import Any, Final, cast
 from leakhunt.prove import frames
 from leakhunt.prove.latency import Histogram
 from leakhunt.prove.spec import ClientSpec, parse_url
+from leakhunt.prove.throttle import ReadThrottle
 from leakhunt.prove.tls import TlsLayer, client_context
 
 READ_BUFFER_BYTES: Final = 1 << 18
 KEEP_MESSAGE_BYTES: Final = 1 << 16
 """Latency is measured on text messages up to this size."""
-
-SLOW_TICK_S: Final = 0.1
-"""How often a slow reader reads."""
 
 MAX_UNSENT_BYTES: Final = 1 << 16
 """A client whose server does not read stops chatting above this, as a person would."""
@@ -67,20 +65,15 @@ class Shared:
 
 
 class Client(asyncio.BufferedProtocol):
-    """One client. Make it with :func:`open_client`."""
+    """One client. Make it with :func:`leakhunt.prove.connect.open_client`."""
 
     __slots__ = (
-        "_allowance",
-        "_allowed_at",
         "_chat_timer",
         "_ended",
         "_half_closed",
         "_key",
         "_opened",
         "_parser",
-        "_paused",
-        "_rate",
-        "_read_timer",
         "_requested",
         "_response",
         "_shared",
@@ -99,6 +92,7 @@ class Client(asyncio.BufferedProtocol):
         "peer",
         "pings_answered",
         "pings_received",
+        "reading",
         "sent_messages",
     )
 
@@ -119,6 +113,7 @@ class Client(asyncio.BufferedProtocol):
         self.pings_received = 0
         self.pings_answered = 0
         self.last_received_at: float | None = None
+        self.reading = ReadThrottle(shared.loop)
         self._shared = shared
         self._opened = opened
         self._ended: asyncio.Future[None] | None = None
@@ -129,11 +124,6 @@ class Client(asyncio.BufferedProtocol):
         self._tls: TlsLayer | None = None
         self._transport: asyncio.Transport | None = None
         self._half_closed = False
-        self._paused = False
-        self._rate = spec.read_rate_bytes_s
-        self._allowance = 0.0
-        self._allowed_at = 0.0
-        self._read_timer: asyncio.TimerHandle | None = None
         self._chat_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -157,11 +147,10 @@ class Client(asyncio.BufferedProtocol):
             return
         self.leaving = True
         self._ended = self._shared.loop.create_future()
-        if self._rate is not None or self._paused:
-            self._paused = False
-            self.limit_reading(None)
+        self.reading.limit(None)
+        self.reading.resume()
         if self._half_closed:
-            self._transport.abort()
+            self.abort()
         else:
             self._send_frame(frames.CLOSE, (1000).to_bytes(2, "big"))
         try:
@@ -170,7 +159,7 @@ class Client(asyncio.BufferedProtocol):
             # When the caller's patience ended first: without the server's answer, then.
             if self.close_why == "":
                 self.close_why = "left"
-            self._transport.abort()
+            self.abort()
 
     def reset(self) -> None:
         """End with a RST: nothing that waits is sent, nothing that came is read."""
@@ -188,25 +177,10 @@ class Client(asyncio.BufferedProtocol):
             self._half_closed = True
             self._transport.write_eof()
 
-    def stop_reading(self) -> None:
-        """Leave what arrives in the kernel."""
-        self._paused = True
-        self._update_reading()
-
-    def resume_reading(self) -> None:
-        """Read again."""
-        self._paused = False
-        self._update_reading()
-
-    def limit_reading(self, rate_bytes_s: float | None) -> None:
-        """Read at most so many bytes a second from now on; ``None``: no limit."""
-        self._rate = rate_bytes_s
-        self._allowance = 0.0
-        self._allowed_at = self._shared.loop.time()
-        if self._read_timer is not None:
-            self._read_timer.cancel()
-            self._read_timer = None
-        self._update_reading()
+    def abort(self) -> None:
+        """Drop the connection without a close frame."""
+        if self._transport is not None:
+            self._transport.abort()
 
     # asyncio calls these.
 
@@ -222,9 +196,7 @@ class Client(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: the shared buffer, or as much of it as may be read."""
-        if self._rate is not None and self.opened_at is not None:
-            return self._shared.buffer[: max(1, int(self._allowance))]
-        return self._shared.buffer
+        return self.reading.room_in(self._shared.buffer)
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes came."""
@@ -249,10 +221,7 @@ class Client(asyncio.BufferedProtocol):
             self._end(f"TLS error: {exc.reason or exc}")
         except frames.FrameError as exc:
             self._end(f"protocol error: {exc}", code=1002)
-        if self._rate is not None and self.opened_at is not None:
-            self._allowance -= nbytes
-            if self._allowance < 1:
-                self._update_reading()
+        self.reading.took(nbytes)
 
     def eof_received(self) -> bool:
         """The server ended its direction: so do we."""
@@ -281,8 +250,7 @@ class Client(asyncio.BufferedProtocol):
     def _fail(self, exc: Exception) -> None:
         if not self._opened.done():
             self._opened.set_exception(exc)
-        assert self._transport is not None
-        self._transport.abort()
+        self.abort()
 
     def _plain(self, data: memoryview) -> None:
         if self._response is not None:
@@ -314,8 +282,7 @@ class Client(asyncio.BufferedProtocol):
         if spec.load == "chat":
             phase = shared.rng.random() * spec.chat_interval_s
             self._chat_timer = shared.loop.call_later(phase, self._chat)
-        if self._rate is not None:
-            self.limit_reading(self._rate)
+        self.reading.begin(self._transport, spec.read_rate_bytes_s)
 
     def _frame(self, opcode: int, payload: bytes) -> None:
         if opcode == frames.TEXT:
@@ -333,9 +300,8 @@ class Client(asyncio.BufferedProtocol):
                 self._send_frame(frames.CLOSE, payload[:2])
             self._note_end("left" if self.leaving else "close frame", code)
             # The server closes TCP first; if it does not, we do not wait for ever.
-            assert self._transport is not None
             self._stop_timers()
-            self._shared.loop.call_later(SERVER_CLOSE_TIMEOUT_S, self._transport.abort)
+            self._shared.loop.call_later(SERVER_CLOSE_TIMEOUT_S, self.abort)
 
     def _measure(self, payload: bytes) -> None:
         """Record the latency of a message that is a JSON object with our field."""
@@ -376,7 +342,7 @@ class Client(asyncio.BufferedProtocol):
             assert self._transport is not None
             self._transport.write(data)
 
-    # The end, and reading slowly.
+    # The end.
 
     def _end(self, why: str, code: int | None = None) -> None:
         """End because of what the server sent."""
@@ -397,104 +363,13 @@ class Client(asyncio.BufferedProtocol):
             self._shared.on_closed(self)
 
     def _stop_timers(self) -> None:
-        for timer in (self._chat_timer, self._read_timer):
-            if timer is not None:
-                timer.cancel()
-        self._chat_timer = self._read_timer = None
-
-    def _refill(self) -> None:
-        assert self._rate is not None
-        now = self._shared.loop.time()
-        # What was not read in time is not read faster later: at most two ticks' worth.
-        most = max(1.0, self._rate * SLOW_TICK_S * 2)
-        self._allowance = min(most, self._allowance + (now - self._allowed_at) * self._rate)
-        self._allowed_at = now
-
-    def _read_on(self) -> None:
-        self._read_timer = None
-        self._update_reading()
-
-    def _update_reading(self) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        waits = False
-        if self._rate is not None and not self._paused:
-            self._refill()
-            waits = self._allowance < 1
-            if waits and self._read_timer is None:
-                pause = max(SLOW_TICK_S, (1 - self._allowance) / self._rate)
-                self._read_timer = self._shared.loop.call_later(pause, self._read_on)
-        if self._paused or waits:
-            if transport.is_reading():
-                transport.pause_reading()
-        elif not transport.is_reading():
-            transport.resume_reading()
+        self.reading.cancel_timer()
+        if self._chat_timer is not None:
+            self._chat_timer.cancel()
+            self._chat_timer = None
 
 
 def _address(name: Any, unix_path: str) -> tuple[str, int]:
     if isinstance(name, tuple):
         return str(name[0]), int(name[1])
     return unix_path, 0
-
-
-async def resolve(spec: ClientSpec) -> tuple[int, Any]:
-    """Address family and address to connect to. Raises ``OSError`` for an unknown name."""
-    endpoint = parse_url(spec.url)
-    if endpoint.unix_path is not None and spec.connect_host is None:
-        return socket.AF_UNIX, endpoint.unix_path
-    host = spec.connect_host or endpoint.host
-    port = spec.connect_port or endpoint.port
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    # "localhost" is both; most test servers listen on IPv4 alone.
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    return found[0][0], found[0][4]
-
-
-async def open_client(
-    shared: Shared, client_id: int, family: int, address: Any, source: str | None
-) -> Client:
-    """Connect and shake hands once.
-
-    Raises :class:`frames.HandshakeFailed` when the server answered something else,
-    ``ssl.SSLError`` when TLS failed, ``OSError`` when there was no answer.
-    """
-    sock = _make_socket(shared.spec, family, source)
-    opened: asyncio.Future[None] = shared.loop.create_future()
-    client = Client(shared, client_id, opened)
-    try:
-        await shared.loop.sock_connect(sock, address)
-        await shared.loop.create_connection(lambda: client, sock=sock)
-    except BaseException:
-        sock.close()
-        raise
-    try:
-        await opened
-    except BaseException:
-        if client._transport is not None:
-            client._transport.abort()
-        raise
-    return client
-
-
-def _make_socket(spec: ClientSpec, family: int, source: str | None) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        if spec.effective_receive_buffer is not None:
-            # Before connecting: the window's scale is agreed on in the SYN (tcp(7)).
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, spec.effective_receive_buffer)
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if source is not None:
-                # Linux: choose the port when the destination is known, so that one port
-                # serves several destinations (ip(7), IP_BIND_ADDRESS_NO_PORT).
-                if hasattr(socket, "IP_BIND_ADDRESS_NO_PORT"):
-                    sock.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
-                elif os.uname().sysname == "Linux":
-                    sock.setsockopt(socket.IPPROTO_IP, 24, 1)
-                sock.bind((source, 0))
-    except BaseException:
-        sock.close()
-        raise
-    return sock

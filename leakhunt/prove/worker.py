@@ -40,7 +40,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from leakhunt.collect.namespaces import enter
-from leakhunt.prove.client import Client, Shared, open_client, resolve
+from leakhunt.prove.client import Client, Shared
+from leakhunt.prove.connect import open_client, resolve
 from leakhunt.prove.frames import HandshakeFailed
 from leakhunt.prove.lines import LineChannel
 from leakhunt.prove.spec import ClientSpec
@@ -148,11 +149,11 @@ class Worker:
                 case "mute" | "unmute":
                     client.answer_pings = action == "unmute"
                 case "stop-reading":
-                    client.stop_reading()
+                    client.reading.stop()
                 case "resume-reading":
-                    client.resume_reading()
+                    client.reading.resume()
                 case "slow":
-                    client.limit_reading(command["rate"])
+                    client.reading.limit(command["rate"])
                 case _:
                     raise ValueError(f"unknown action {action!r}")
         # An abort takes effect in the loop's next turn: answer after it.
