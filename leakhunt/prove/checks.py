@@ -37,16 +37,6 @@ class Reading:
     descriptors: int | None
 
 
-def unfinished(traces: Sequence[Trace], within_s: float, now: float) -> bool:
-    """Whether watching on can still change the result."""
-    for trace in traces:
-        past_bound = trace.last_open_at is not None and trace.outlived(within_s)
-        looked_after_bound = now - trace.died_at > within_s
-        if (trace.is_open or trace.is_heavy_orphan) and not (past_bound or looked_after_bound):
-            return True
-    return False
-
-
 def summarise_death(
     death_name: str,
     traces: Sequence[Trace],

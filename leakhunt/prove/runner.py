@@ -9,7 +9,8 @@
       -> watch until all are gone, or until the bound has passed for the last one
       -> controls, agent, memory; verdict
 
-While anything goes on, the kernel's table is sampled: one netlink dump per sample.
+This is the choreography. What goes on meanwhile, the samples of the kernel's table above
+all, is :mod:`leakhunt.prove.watch`; what comes of it in the end :mod:`leakhunt.prove.result`.
 """
 
 from __future__ import annotations
@@ -19,31 +20,24 @@ import time
 from collections.abc import Coroutine, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from leakhunt.core.proof import AgentResult, Proof
 from leakhunt.errors import NotTestable, ProcessGone
 from leakhunt.prove.agreement import NO_AGENT, ask_agreement
 from leakhunt.prove.casualties import Casualties
-from leakhunt.prove.checks import unfinished
 from leakhunt.prove.deaths import DEATHS, Party
-from leakhunt.prove.fleet import Client, ClientClosed, ClientSpec, Fleet, Group
+from leakhunt.prove.fleet import ClientSpec, Fleet, Group
 from leakhunt.prove.observer import Observer
-from leakhunt.prove.progress import OnProgress, Phase, Progress, nobody
+from leakhunt.prove.progress import OnProgress, ProgressTeller, nobody
 from leakhunt.prove.result import Finished, proof_of
 from leakhunt.prove.scenario import Churn, Scenario, split_deaths
 from leakhunt.prove.target import Target, open_target
-from leakhunt.prove.trace import Trace
 from leakhunt.prove.vanish.destroy import end_sockets
 from leakhunt.prove.vanish.means import Means, MeansMaker
 from leakhunt.prove.vanish.tiers import TierChoice
+from leakhunt.prove.watch import Watch
 from leakhunt.prove.worker_process import WorkerGone
-
-T = TypeVar("T")
-
-LOOKS_S: Final = (0.02, 0.08)
-"""When after a death one looks, besides the regular samples: a kernel that is told of a death
-knows within milliseconds, and is held to 100 ms."""
 
 GOODBYE_S: Final = 1.0
 """How long the clients that survived may take to leave."""
@@ -82,30 +76,35 @@ class _Run:
     ) -> None:
         self.scenario = scenario
         self.choice = choice
-        self.on_progress = on_progress
         self.started_at = time.monotonic()
         self.casualties = Casualties()
-        self.phase: Phase = "starting"
-        self.connected = 0
+        self.progress = ProgressTeller(
+            on_progress,
+            self.casualties,
+            clients=scenario.total_clients + scenario.controls,
+            started_at=self.started_at,
+        )
         self.controls: Group | None = None
         self.slow: list[Group] = []
-        self.deadline: float | None = None
         self.waves_ended_at = 0.0
         self.server_ended = False
         self.target: Target
         self.observer: Observer
+        self.watch: Watch
         self.fleet: Fleet
         self.maker: MeansMaker
         self.spec: ClientSpec
 
     async def begin(self, stack: AsyncExitStack) -> None:
         """Everything up to the end of watching."""
-        self._tell()
+        self.progress.tell()
         scenario = self.scenario
         self.target = target = await open_target(stack, scenario)
         self.observer = observer = stack.enter_context(Observer(target))
         observer.read([])  # without clients
-        self.fleet = await stack.enter_async_context(Fleet(on_close=self._closed))
+        self.progress.observer = observer
+        self.watch = Watch(target, observer, self.casualties, self.progress)
+        self.fleet = await stack.enter_async_context(Fleet(on_close=self.casualties.note_closed))
         self.maker = MeansMaker(
             self.choice.tier if self.choice else None,
             target.address,
@@ -117,23 +116,23 @@ class _Run:
         self.spec = client_spec(scenario, target)
         try:
             await self._connect_and_die()
-            await self._watch_out()
+            await self.watch.until_decided(scenario.within_s)
         except ProcessGone:
             self._server_gone()
 
     async def finish(self) -> Proof:
         """Controls, agent, memory, verdict."""
-        self._tell("checking")
+        self.progress.tell("checking")
         stats = await self.controls.stats() if self.controls is not None else None
         slow_alive = sum([(await group.stats()).connected for group in self.slow])
         agent = NO_AGENT
         if not self.server_ended:
             try:
                 agent = await self._agreement()
-                self._observe()
+                self.watch.sample()
             except ProcessGone:
                 self._server_gone()
-        self._raise_for_our_own_failures()
+        self.casualties.raise_for_our_own_failures()
         await self._say_goodbye()
         result = proof_of(
             Finished(
@@ -143,7 +142,7 @@ class _Run:
                 address=self.target.address,
                 casualties=self.casualties,
                 control_ids=_ids(self.controls),
-                slow_ids={one for group in self.slow for one in _ids(group)},
+                slow_ids=_ids(*self.slow),
                 slow_alive=slow_alive,
                 stats=stats,
                 agent=agent,
@@ -155,30 +154,33 @@ class _Run:
                 ended_at=time.monotonic(),
             )
         )
-        self._tell("ending")
+        self.progress.tell("ending")
         return result
 
     # -- the course of the run
 
     async def _connect_and_die(self) -> None:
         scenario = self.scenario
-        self._tell("connecting")
+        self.progress.tell("connecting")
         if scenario.controls:
-            self.controls = await self._watch_during(
+            self.controls = await self.watch.during(
                 self.fleet.group(
-                    "controls", self.spec, scenario.controls, on_progress=self._progress_from(0)
+                    "controls",
+                    self.spec,
+                    scenario.controls,
+                    on_progress=self.progress.connected_after(0),
                 )
             )
-            self.connected = scenario.controls
+            self.progress.connected = scenario.controls
         if scenario.churn is not None:
-            await self._watch_during(self._churn())
+            await self.watch.during(self._churn())
             return
-        victims = await self._watch_during(self._connect(scenario.clients, "all"))
-        self._tell("settling")
-        await self._watch_during(asyncio.sleep(scenario.settle_s))
-        self._refuse_if_unwanted(victims)
-        self._tell("dying")
-        await self._watch_during(self._strike(victims))
+        victims = await self.watch.during(self._connect(scenario.clients, "all"))
+        self.progress.tell("settling")
+        await self.watch.during(asyncio.sleep(scenario.settle_s))
+        self.casualties.raise_if_unwanted(_ids(*(party.group for party in victims)))
+        self.progress.tell("dying")
+        await self.watch.during(self._strike(victims))
         self.waves_ended_at = time.monotonic()
 
     async def _churn(self) -> None:
@@ -190,8 +192,9 @@ class _Run:
         await self.fleet.prestart(min(wanted, _PRESTARTED_WORKERS))
         await asyncio.sleep(self.scenario.settle_s)
         begun = time.monotonic()
-        self.deadline = begun + churn.waves * churn.every_s + churn.stay_s + self.scenario.within_s
-        self._tell("dying")
+        last_death = begun + churn.waves * churn.every_s + churn.stay_s
+        self.progress.deadline = last_death + self.scenario.within_s
+        self.progress.tell("dying")
         await all_of(
             self._wave(begun + number * churn.every_s, number, churn)
             for number in range(churn.waves)
@@ -203,18 +206,18 @@ class _Run:
         victims = await self._connect(
             churn.wave, f"wave-{number + 1}", timeout_s=_CHURN_CONNECT_TIMEOUT_S
         )
-        self.connected += churn.wave
+        self.progress.connected += churn.wave
         if number == 0 and self.controls is not None:
             await self.controls.reset_latency()
         await asyncio.sleep(churn.stay_s)
-        self._refuse_if_unwanted(victims)
+        self.casualties.raise_if_unwanted(_ids(*(party.group for party in victims)))
         await self._strike(victims)
 
     async def _connect(
         self, count: int, name: str, *, timeout_s: float | None = None
     ) -> list[Victims]:
         victims = []
-        done = self.connected
+        done = self.progress.connected
         for death_name, share in split_deaths(count, self.scenario.deaths):
             death = DEATHS[death_name]
             means = await self.maker.make(vanishes=death_name == "vanish")
@@ -224,7 +227,7 @@ class _Run:
                 share,
                 namespaces=means.namespaces,
                 timeout_s=timeout_s,
-                on_progress=self._progress_from(done) if timeout_s is None else None,
+                on_progress=self.progress.connected_after(done) if timeout_s is None else None,
             )
             done += share
             if death.expected == "kept":
@@ -241,7 +244,7 @@ class _Run:
     async def _strike(self, victims: list[Victims]) -> None:
         if self.scenario.churn is None and self.controls is not None:
             await self.controls.reset_latency()
-        self._observe()  # what is there right before
+        self.watch.sample()  # what is there right before
         await all_of(self._strike_one(party) for party in victims)
 
     async def _strike_one(self, victims: Victims) -> None:
@@ -253,16 +256,12 @@ class _Run:
 
         async def look() -> None:
             await dead.wait()
-            before = 0.0
-            for after in LOOKS_S:
-                await asyncio.sleep(after - before)
-                self._observe()
-                before = after
+            await self.watch.right_after_death()
 
         dead = asyncio.Event()
 
         def died_and_look(at: float) -> None:
-            self._died(victims, clients, at)
+            self.watch.died(victims.death, clients, victims.seen_as, at)
             dead.set()
 
         looking = asyncio.create_task(look())
@@ -276,68 +275,7 @@ class _Run:
         finally:
             looking.cancel()
 
-    async def _watch_out(self) -> None:
-        """Until the fate of every dead client is known."""
-        traces = self.casualties.all_traces()
-        last = max((trace.died_at for trace in traces), default=time.monotonic())
-        self.deadline = last + self.scenario.within_s
-        self._tell("watching")
-        keeps = any(DEATHS[death].expected == "kept" for death in self.casualties.traces)
-        mortal = [
-            trace
-            for death, found in self.casualties.traces.items()
-            for trace in found
-            if DEATHS[death].expected == "gone"
-        ]
-        while True:
-            now = time.monotonic()
-            waiting = unfinished(mortal, self.scenario.within_s, now)
-            if not waiting and not (keeps and now < self.deadline):
-                return
-            # Look right after the bound, not up to an interval later.
-            pause = min(self.observer.interval_s, max(0.0, self.deadline - now) + 0.01)
-            await asyncio.sleep(pause)
-            self._observe()
-
-    async def _watch_during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do ``work`` and take samples meanwhile."""
-        task = asyncio.ensure_future(work)
-        try:
-            while not task.done():
-                await asyncio.wait((task,), timeout=self.observer.interval_s)
-                self._observe()
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-
-    # -- what happens meanwhile
-
-    def _observe(self) -> None:
-        self._raise_for_our_own_failures()
-        if not self.target.alive:
-            assert self.target.pid is not None
-            raise ProcessGone(self.target.pid)
-        self.observer.sample()
-        self._tell()
-
-    def _died(self, victims: Victims, clients: tuple[Client, ...], at: float) -> None:
-        for client in clients:
-            event = self.casualties.closed.get(client.id)
-            if event is not None:
-                continue  # the server had dropped it while it was alive: counted as that
-            self.casualties.died_at[client.id] = at
-            address = victims.seen_as[client.id]
-            trace = Trace(client.id, address, at, inode=self.observer.inode_of(address))
-            self.casualties.traces.setdefault(victims.death, []).append(trace)
-            kept = DEATHS[victims.death].expected == "kept"
-            self.observer.follow(trace, counts_as_zombie=not kept)
-
-    def _closed(self, event: ClientClosed) -> None:
-        if event.why.startswith("worker process"):
-            self.casualties.problem = event.why
-        self.casualties.closed.setdefault(event.client.id, event)
+    # -- the end
 
     def _server_gone(self) -> None:
         self.server_ended = True
@@ -345,24 +283,6 @@ class _Run:
             raise NotTestable(
                 "the server ended before any client died",
                 hint="\n".join(("its last output:", *self.target.last_output[-12:])),
-            )
-
-    def _refuse_if_unwanted(self, victims: list[Victims]) -> None:
-        """A server that closes most clients at once does not want them; it proves nothing."""
-        ids = {client.id for party in victims for client in party.group.clients}
-        closed = [self.casualties.closed[one] for one in ids if one in self.casualties.closed]
-        if len(closed) * 2 > len(ids) and not self.casualties.died_at:
-            raise NotTestable(
-                f"the server closed {len(closed)} of {len(ids)} clients by itself"
-                f" ({closed[0].why}, code {closed[0].code})",
-                hint="does it expect a first message (--join) or a header (--header)?",
-            )
-
-    def _raise_for_our_own_failures(self) -> None:
-        if self.casualties.problem:
-            raise NotTestable(
-                f"a client process failed: {self.casualties.problem}",
-                hint="fewer clients, or more memory and open files, may help",
             )
 
     async def _say_goodbye(self) -> None:
@@ -381,56 +301,11 @@ class _Run:
             ]
         )
 
-    # -- the result
-
     async def _agreement(self) -> AgentResult:
-        pid = self.target.pid
-        if pid is None:
-            return NO_AGENT
-        dead = {f"{host}:{port}" for host, port in self._dead_addresses()}
+        mortal = self.casualties.mortal_traces()
+        dead = {f"{host}:{port}" for host, port in (trace.seen_as for trace in mortal)}
         return await ask_agreement(
-            pid, self.target.address[1], self.observer.count_descriptors, dead
-        )
-
-    def _dead_addresses(self) -> set[tuple[str, int]]:
-        return {
-            trace.seen_as
-            for death, traces in self.casualties.traces.items()
-            for trace in traces
-            if DEATHS[death].expected == "gone"
-        }
-
-    # -- progress
-
-    def _progress_from(self, before: int) -> Any:
-        def connected(count: int) -> None:
-            self.connected = before + count
-            self._tell()
-
-        return connected
-
-    def _tell(self, phase: Phase | None = None) -> None:
-        self.phase = phase or self.phase
-        observer = getattr(self, "observer", None)
-        zombies = observer.zombies if observer is not None else 0
-        died = sum(
-            len(traces)
-            for death, traces in self.casualties.traces.items()
-            if DEATHS[death].expected == "gone"
-        )
-        self.on_progress(
-            Progress(
-                phase=self.phase,
-                t_s=time.monotonic() - self.started_at,
-                connected=self.connected,
-                of=self.scenario.total_clients + self.scenario.controls,
-                dead=died,
-                gone=died - zombies,
-                zombies=zombies,
-                dropped=len(self.casualties.early()),
-                rss_bytes=observer.rss_bytes if observer is not None else None,
-                deadline_s=None if self.deadline is None else self.deadline - self.started_at,
-            )
+            self.target.pid, self.target.address[1], self.observer.count_descriptors, dead
         )
 
 
@@ -453,8 +328,8 @@ def client_spec(scenario: Scenario, target: Target) -> ClientSpec:
     return spec
 
 
-def _ids(group: Group | None) -> set[int]:
-    return set() if group is None else {client.id for client in group.clients}
+def _ids(*groups: Group | None) -> set[int]:
+    return {client.id for group in groups if group is not None for client in group.clients}
 
 
 async def all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -6,6 +6,7 @@ reads from its traces whether it really happened, and the checks read what the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -142,6 +143,16 @@ class Trace:
     def outlived(self, within_s: float) -> bool:
         """Whether its descriptor was *seen* open later than ``within_s`` after the death."""
         return self.last_open_at is not None and self.last_open_at - self.died_at > within_s
+
+
+def unfinished(traces: Sequence[Trace], within_s: float, now: float) -> bool:
+    """Whether watching on can still change the result."""
+    for trace in traces:
+        past_bound = trace.last_open_at is not None and trace.outlived(within_s)
+        looked_after_bound = now - trace.died_at > within_s
+        if (trace.is_open or trace.is_heavy_orphan) and not (past_bound or looked_after_bound):
+            return True
+    return False
 
 
 def has_descriptor(sample: SocketSample) -> bool:

@@ -18,10 +18,9 @@ from leakhunt.prove.checks import (
     summarise_death,
     summarise_memory,
     timeline,
-    unfinished,
 )
 from leakhunt.prove.deaths import DEATHS
-from leakhunt.prove.trace import Trace
+from leakhunt.prove.trace import Trace, unfinished
 
 SERVER = ("127.0.0.1", 8000)
 CLIENT = ("127.0.0.1", 40_000)
