@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Final, Self
 
 from leakhunt.collect.namespaces import namespaces_of
 from leakhunt.collect.process import ProcessHandle
 from leakhunt.collect.sockets import SocketSample, SocketTable
 from leakhunt.errors import NotTestable, ProcessGone
-from leakhunt.prove.checks import Reading
+from leakhunt.prove.summary import Reading
 from leakhunt.prove.target import Target
 from leakhunt.prove.trace import Trace, has_descriptor
 
@@ -43,12 +42,7 @@ class Observer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._table.close()
 
     @property

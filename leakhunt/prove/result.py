@@ -1,4 +1,4 @@
-"""From a run that is over to its :class:`~leakhunt.core.proof.Proof`. Pure."""
+"""From all that a run has gathered to its judged :class:`~leakhunt.core.proof.Proof`. Pure."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from leakhunt.core.proof import (
     ServerSeen,
 )
 from leakhunt.prove.casualties import Casualties
-from leakhunt.prove.checks import (
+from leakhunt.prove.fleet import GroupStats
+from leakhunt.prove.scenario import Scenario
+from leakhunt.prove.summary import (
     Reading,
     summarise_churn,
     summarise_death,
     summarise_memory,
     timeline,
 )
-from leakhunt.prove.fleet import GroupStats
-from leakhunt.prove.scenario import Scenario
 from leakhunt.prove.vanish.tiers import TierChoice
 
 

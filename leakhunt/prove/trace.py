@@ -1,7 +1,7 @@
 """What the server's side of one dead client's connection said, from the death on. Pure.
 
 The runner feeds every sample of the kernel's table into the traces; a death (``deaths/``)
-reads from its traces whether it really happened, and the checks read what the server did.
+reads from its traces whether it really happened, and the summary what the server did.
 """
 
 from __future__ import annotations

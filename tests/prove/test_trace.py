@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from leakhunt.collect.sockets import SocketSample
 from leakhunt.core.tcp import TcpWitness
-from leakhunt.prove.checks import (
+from leakhunt.prove.deaths import DEATHS
+from leakhunt.prove.summary import (
     Reading,
     summarise_churn,
     summarise_death,
     summarise_memory,
     timeline,
 )
-from leakhunt.prove.deaths import DEATHS
 from leakhunt.prove.trace import Trace, unfinished
 
 SERVER = ("127.0.0.1", 8000)

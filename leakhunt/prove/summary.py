@@ -1,4 +1,4 @@
-"""From traces and samples to the records of the result. Pure."""
+"""What the traces and samples of a run add up to: the parts of its result. Pure."""
 
 from __future__ import annotations
 
