@@ -179,8 +179,34 @@ class Group:
         Raises :class:`NotTestable` when a worker cannot begin. After any exception no worker
         of this group is left.
         """
+        each = max(1, in_flight // len(plans))
         try:
-            await self._connect(plans, first_id, in_flight, within_s, on_progress)
+            listeners = [self._take_worker(on_progress) for _ in plans]
+            requests = []
+            for member, plan in zip(self._members, plans, strict=True):
+                requests.append(
+                    member.worker.request(
+                        "connect",
+                        # The worker keeps the deadline itself; this is only a second line.
+                        within_s + 30.0,
+                        spec=self.spec.to_json(),
+                        first_id=first_id,
+                        sources=plan,
+                        namespaces=self._namespaces,
+                        in_flight=each,
+                        within_s=within_s,
+                    )
+                )
+                first_id += sum(count for _, count in plan)
+            try:
+                answers = await asyncio.gather(*requests)
+            except TimeoutError:
+                raise NotTestable(
+                    f"a worker of group {self.name!r} is stuck while it connects"
+                ) from None
+            self._take_in(answers)
+            for listener in listeners:
+                listener.release()
         except BaseException:
             await self.discard()
             raise
@@ -190,42 +216,14 @@ class Group:
         members, self._members = self._members, []
         await self._pool.end([member.worker for member in members])
 
-    async def _connect(
-        self,
-        plans: Sequence[Sources],
-        first_id: int,
-        in_flight: int,
-        within_s: float,
-        on_progress: Callable[[int], None] | None,
-    ) -> None:
-        listeners: list[_Listener] = []
-        requests = []
-        for _ in plans:
-            member = _Member(self._pool.take())
-            self._members.append(member)
-            listeners.append(_Listener(self, member, on_progress))
-            member.worker.on_event = listeners[-1]
-        for member, plan in zip(self._members, plans, strict=True):
-            requests.append(
-                member.worker.request(
-                    "connect",
-                    # The worker keeps the deadline itself; this is only a second line.
-                    within_s + 30.0,
-                    spec=self.spec.to_json(),
-                    first_id=first_id,
-                    sources=plan,
-                    namespaces=self._namespaces,
-                    in_flight=max(1, in_flight // len(plans)),
-                    within_s=within_s,
-                )
-            )
-            first_id += sum(count for _, count in plan)
-        try:
-            answers = await asyncio.gather(*requests)
-        except TimeoutError:
-            raise NotTestable(
-                f"a worker of group {self.name!r} is stuck while it connects"
-            ) from None
+    def _take_worker(self, on_progress: Callable[[int], None] | None) -> _Listener:
+        member = _Member(self._pool.take())
+        self._members.append(member)
+        listener = member.worker.on_event = _Listener(self, member, on_progress)
+        return listener
+
+    def _take_in(self, answers: Sequence[dict[str, Any]]) -> None:
+        """What the workers say when they have connected, in the order of the members."""
         clients: list[Client] = []
         failures: list[str] = []
         for member, answer in zip(self._members, answers, strict=True):
@@ -239,8 +237,6 @@ class Group:
                 member.opened(client_id, at)
         self.clients = tuple(clients)
         self.failures = tuple(failures)
-        for listener in listeners:
-            listener.release()
 
     async def _ask(
         self, op: str, timeout_s: float, ids: Iterable[int] | None, **fields: Any

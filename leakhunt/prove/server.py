@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -67,16 +66,11 @@ class StartedServer:
             await self._start()
             await self._wait_until_it_answers()
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         keeper = self._keeper
         if keeper is None:
             return

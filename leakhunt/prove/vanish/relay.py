@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Final, Self
 
 from leakhunt.prove.fleet import ClientSpec
@@ -40,17 +39,12 @@ class Relay:
         try:
             self._port = (await self._helper.ask(None, "ready"))["port"]
         except BaseException:
-            await self._helper.__aexit__(None, None, None)
+            await self._helper.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._helper.__aexit__(kind, error, trace)
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._helper.__aexit__()
 
     def through(self, spec: ClientSpec) -> ClientSpec:
         """The same client, connecting through the relay."""

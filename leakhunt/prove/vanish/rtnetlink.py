@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from types import TracebackType
 from typing import Final, Self
 
 _NLMSG_ERROR: Final = 2
@@ -54,12 +53,7 @@ class RouteNetlink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:

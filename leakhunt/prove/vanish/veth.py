@@ -12,7 +12,6 @@ import os
 import secrets
 import socket
 from dataclasses import replace
-from types import TracebackType
 from typing import Final, Self
 
 from leakhunt.errors import NotTestable
@@ -68,23 +67,18 @@ class VethPath:
             await self._helper.ask(None, "ready")
             await self._join()
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         try:
             # The pair goes with one of its ends; the holder does the same if we are killed.
             with RouteNetlink() as netlink:
                 netlink.delete_link(socket.if_nametoindex(self._name))
         except OSError:
             pass  # it was never made, or is gone already
-        await self._helper.__aexit__(kind, error, trace)
+        await self._helper.__aexit__()
 
     def through(self, spec: ClientSpec) -> ClientSpec:
         """The same client, connecting along this path."""
