@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:  # the command line imports this file to show its help
-    from leakhunt.prove.casualties import Casualties
-    from leakhunt.prove.observer import Observer
+from leakhunt.prove.casualties import Casualties
+from leakhunt.prove.observer import Observer
 
 Phase = Literal["starting", "connecting", "settling", "dying", "watching", "checking", "ending"]
 
