@@ -54,7 +54,7 @@ def test_the_middleware_does_not_import_the_command_line() -> None:
         "import sys, leakhunt; print(*(m for m in sys.modules if m.startswith('leakhunt.')))",
     )  # fmt: skip
     layers = {module.split(".")[1] for module in done.stdout.split()}
-    assert not layers & {"cli", "report", "prove", "collect", "adapters"}
+    assert not layers & {"cli", "report", "collect", "adapters"}
 
 
 def imported_packages(file: Path) -> set[str]:
@@ -119,7 +119,7 @@ def test_the_wheel_needs_nothing(wheel: Path) -> None:
     assert metadata["License-Expression"] == "MIT"
     needs = metadata.get_all("Requires-Dist") or []
     assert [need for need in needs if "extra ==" not in need] == []
-    assert {"cli", "prove", "heap", "all"} <= set(metadata.get_all("Provides-Extra") or [])
+    assert {"cli", "heap", "all"} <= set(metadata.get_all("Provides-Extra") or [])
     assert "leakhunt/py.typed" in names
     assert {name.partition("/")[0] for name in names} == {
         "leakhunt", path.partition("/")[0],
