@@ -48,13 +48,15 @@ def test_a_server_imports_the_standard_library_only(statement: str) -> None:
 
 
 def test_the_middleware_does_not_import_the_command_line() -> None:
-    """`import leakhunt` leaves commands, reports, prover and collectors alone."""
-    done = run(
-        sys.executable, "-c",
-        "import sys, leakhunt; print(*(m for m in sys.modules if m.startswith('leakhunt.')))",
-    )  # fmt: skip
+    """An agent leaves commands, reports, prover and collectors alone."""
+    code = (
+        "import sys, leakhunt; leakhunt.Agent()\n"
+        "print(*(m for m in sys.modules if m.startswith('leakhunt.')))"
+    )
+    done = run(sys.executable, "-c", code)
+    assert "leakhunt.agent.heartbeat" in done.stdout
     layers = {module.split(".")[1] for module in done.stdout.split()}
-    assert not layers & {"cli", "report", "collect", "adapters"}
+    assert not layers & {"cli", "report", "prove", "collect", "adapters"}
 
 
 def imported_packages(file: Path) -> set[str]:
