@@ -143,7 +143,7 @@ def _remove_stale(directory: int, own_pid: int) -> None:
     """
     for name in os.listdir(directory):
         pid = pid_of_file(name)
-        if pid is None or (pid != own_pid and _exists(pid)):
+        if pid is None or (pid != own_pid and pid_exists(pid)):
             continue
         if not _somebody_listens(directory, name):
             try:
@@ -162,7 +162,8 @@ def _free_name(directory: int, pid: int) -> str:
     raise FileExistsError(errno.EEXIST, "every name for the socket file is taken", candidates[0])
 
 
-def _exists(pid: int) -> bool:
+def pid_exists(pid: int) -> bool:
+    """Whether a process has that pid; one that may not be asked exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from leakhunt.agent.endpoint_files import pid_of_file, socket_directory
+from leakhunt.agent.endpoint_files import pid_exists, pid_of_file, socket_directory
 from leakhunt.errors import AgentDenied, ProcessGone
 
 _LISTENING: Final = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
@@ -63,7 +63,7 @@ def process_state(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
         if os.path.isdir("/proc/self"):
             return None
-        return "?" if _exists(pid) else None
+        return "?" if pid_exists(pid) else None
     except OSError:
         return "?"
     return text[text.rindex(")") + 2]  # the name before it may hold any character
@@ -79,16 +79,6 @@ def owner_of(pid: int) -> int | None:
     except OSError:
         pass  # gone meanwhile, or no /proc
     return None
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _socket_inodes(pid: int) -> set[int]:
