@@ -97,7 +97,7 @@ def connection_of(agent: Agent, websocket: Any) -> Connection:
         raise LookupError(f"{websocket!r} is not a connection of the websockets library")
     conn = _track(agent, websocket)
     if conn is None:
-        raise LookupError(f"{websocket!r} cannot be followed: see the log")
+        raise LookupError(f"{websocket!r} is closed, or cannot be followed: see the log")
     return conn
 
 
@@ -112,6 +112,8 @@ def _track(agent: Agent, websocket: Any) -> Connection | None:
         known = getattr(websocket, "_leakhunt", None)
         if known is not None and not known._ended:
             return known if known.agent is agent else None
+        if websocket.protocol.state is State.CLOSED:
+            return None  # nobody would tell us that it has ended
         handle = WebsocketsHandle(agent, websocket)
         conn = agent.track(handle, NAME)
         handle.reference.connection_id = conn.id

@@ -205,6 +205,24 @@ async def test_one_agent_serves_one_loop_at_a_time() -> None:
         await asyncio.to_thread(asyncio.run, elsewhere())
 
 
+async def test_a_connection_that_is_closed_already_is_not_followed() -> None:
+    """Nobody would tell its end: guard() refuses, and the registry stays empty."""
+    agent = leakhunt.Agent(endpoint=False)
+    served: list[Any] = []
+
+    async def handler(ws: Any) -> None:
+        served.append(ws)
+
+    async with agent, serve(handler, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with connect(f"ws://127.0.0.1:{port}") as client:
+            await client.wait_closed()
+        await until(lambda: served[0].state.name == "CLOSED")
+        with pytest.raises(LookupError, match="is closed, or cannot be followed"):
+            agent.guard(served[0])
+        assert agent.statistics().opened == 0
+
+
 async def test_only_connections_of_the_library_can_be_guarded() -> None:
     """guard() says what it does not know."""
     agent = leakhunt.Agent(endpoint=False)
