@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -25,6 +26,10 @@ from typing import Final, NamedTuple
 from leakhunt.prove.vanish.kernel import die_with_parent
 
 CHUNK_BYTES: Final = 65_536
+
+RECEIVE_BUFFER_BYTES: Final = 32_768
+"""SO_RCVBUF of a leg to the server: loopback would take in megabytes for the dead, and what the
+server sends to them must pile up on its own side."""
 
 
 class Link:
@@ -88,9 +93,24 @@ class Relay:
         async with server:
             await server.serve_forever()
 
+    async def _connect(self) -> socket.socket:
+        """A socket that is connected to the server; its buffer is set before the window is."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _name, address = found[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            await loop.sock_connect(sock, address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            up = Leg(*await asyncio.open_connection(self._host, self._port))
+            up = Leg(*await asyncio.open_connection(sock=await self._connect()))
         except OSError:
             # The client sees what it would have seen without us: a connection that ends.
             writer.transport.abort()
