@@ -49,6 +49,9 @@ from leakhunt.prove.spec import ClientSpec
 REFUSED_PATIENCE_S: Final = 5.0
 """How long a refused connection is tried again: the server may just be starting."""
 
+SHORTEST_TRY_S: Final = 0.05
+"""Time that is left to a try, at least."""
+
 LAG_TICK_S: Final = 0.05
 PROGRESS_EVERY: Final = 50
 _PR_SET_PDEATHSIG: Final = 1  # prctl(2)
@@ -213,9 +216,11 @@ async def _open(
             # BlockingIOError: a Unix socket's backlog is full (unix(7)).
             absent = isinstance(exc, ConnectionRefusedError | FileNotFoundError)
             until = min(deadline, refused_until) if absent else deadline
-            if time.monotonic() + pause > until:
+            wait = pause * (0.5 + shared.rng.random())
+            # A try without time for it would end as "no answer", and hide what was answered.
+            if time.monotonic() + wait + SHORTEST_TRY_S > until:
                 raise
-        await asyncio.sleep(pause * (0.5 + shared.rng.random()))
+        await asyncio.sleep(wait)
         pause = min(pause * 2, 1.0)
 
 
