@@ -14,7 +14,7 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from types import MappingProxyType, ModuleType, TracebackType
+from types import MappingProxyType, ModuleType
 from typing import Any, Final, ParamSpec, Self
 
 from leakhunt.agent import endpoint
@@ -154,12 +154,7 @@ class Agent:
         self.start()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
     def start(self) -> None:
@@ -186,7 +181,6 @@ class Agent:
 
         Connections stay open and are no longer followed. The agent can be started again.
         """
-        self.guarded.close()
         await self.evictions.aclose()
         self._leave_loop()
 

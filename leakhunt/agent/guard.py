@@ -207,8 +207,9 @@ class Guard:
                 outbox.dropped += 1
                 self.dropped += 1
                 return Outcome.DROPPED
-            if conn in self._behind or handle.transport_buffered():
-                self._count(conn, lane, handle.transport_buffered())
+            buffered = handle.transport_buffered()
+            if buffered or conn in self._behind:
+                self._count(conn, lane, buffered)
             return Outcome.SENT
         dropped, coalesced = outbox.dropped, outbox.coalesced
         outcome = outbox.hold(

@@ -282,8 +282,3 @@ def _churn(source: str, value: Any) -> Churn:
             f"{source}: churn.for={churn.for_s:g}s is shorter than churn.every={churn.every_s:g}s"
         )
     return churn
-
-
-def option_names() -> tuple[str, ...]:
-    """All keys of a scenario file."""
-    return (*_READERS, *_SPECIAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from leakhunt.core.proof import Comparison, Proof
-from leakhunt.report.units import ABSENT, human_bytes, human_count, human_seconds
+from leakhunt.report.units import ABSENT, human_bytes, human_count, human_seconds, human_share
 
 FLAT_SHARE: Final = 0.05
 """A resident memory that rose by less than this share of it over the waves is called flat: a
@@ -59,12 +59,12 @@ def _slope(proof: Proof) -> str:
 def _zombies(proof: Proof) -> str:
     if proof.churn is not None:
         churn = proof.churn
-        return f"{human_count(churn.zombies_at_end)} of {human_count(churn.died)}"
+        return human_share(churn.zombies_at_end, churn.died)
     deaths = [death for death in proof.deaths if death.expected == "gone"]
     if not deaths:
         return ABSENT
     left, count = sum(d.survivors for d in deaths), sum(d.count for d in deaths)
-    return f"{human_count(left)} of {human_count(count)}"
+    return human_share(left, count)
 
 
 def _max_lifetime(proof: Proof) -> str:
@@ -90,7 +90,7 @@ def _dropped(proof: Proof) -> str:
     controls = proof.controls
     if not controls.count:
         return ABSENT
-    return f"{human_count(len(controls.dropped))} of {human_count(controls.count)}"
+    return human_share(len(controls.dropped), controls.count)
 
 
 def _latency(proof: Proof) -> str:

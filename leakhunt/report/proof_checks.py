@@ -11,7 +11,7 @@ from typing import Final
 
 from leakhunt.core.judge import judge
 from leakhunt.core.proof import AgentResult, ControlsResult, DeathResult, Outcome, Proof
-from leakhunt.report.units import human_bytes, human_count, human_seconds
+from leakhunt.report.units import human_bytes, human_count, human_seconds, human_share
 
 _NO_CONTROLS: Final = ControlsResult(count=0, dropped=(), answering_at_end=0, slow=0)
 _NO_AGENT: Final = AgentResult(False, None, None, None, None, None, None)
@@ -97,7 +97,7 @@ def facts_of(proof: Proof) -> list[tuple[str, str]]:
     controls = proof.controls
     if controls.count:
         text = (
-            f"{human_count(controls.answering_at_end)} of {human_count(controls.count)} answer at "
+            f"{human_share(controls.answering_at_end, controls.count)} answer at "
             f"the end, {human_count(len(controls.dropped))} dropped"
         )
         if controls.slow:
