@@ -36,10 +36,11 @@ class LeakhuntError(Exception):
 class SettingsError(LeakhuntError, ValueError):
     """A setting is out of its range."""
 
-    def __init__(self, name: str, value: object, wanted: str) -> None:
-        super().__init__(f"{name}={value!r} is not {wanted}")
+    def __init__(self, name: str, value: object, wanted: str, *, hint: str = "") -> None:
+        super().__init__(f"{name}={value!r} is not {wanted}", hint=hint)
         self.name = name
         self.value = value
+        self.wanted = wanted
 
 
 class ConnectionEnded(LeakhuntError, ConnectionError):
