@@ -18,7 +18,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, Final, ParamSpec, Self
 
 from leakhunt.agent import endpoint
-from leakhunt.agent.connection import Connection
+from leakhunt.agent.connection import Connection, connection_behind
 from leakhunt.agent.eviction import Evictions, OnEvict
 from leakhunt.agent.guard import Delivery, Guard
 from leakhunt.agent.handle import ConnectionHandle
@@ -78,8 +78,11 @@ class Agent:
             raise TypeError(
                 f"Agent() has no setting {unknown!r}; it has {', '.join(sorted(known))}"
             )
+        if os.environ.get("LEAKHUNT_MODE") == "observe":
+            mode = "observe"  # whoever runs the server can take our hands off it
         self.settings = Settings(evict_after=evict_after, mode=mode, **settings)
-        self.name = name if name is not None else f"agent-{next(_numbers)}"
+        self.number = next(_numbers)
+        self.name = name if name is not None else f"agent-{self.number}"
         self.clock = clock
         """Monotonic seconds; replaced in tests."""
         self.ledger = Ledger()
@@ -88,6 +91,10 @@ class Agent:
         self.guarded = Guard(self)
         self.adapters: set[str] = set()
         """Names of the adapters that gave us connections."""
+        self.notes: list[str] = []
+        """What an adapter cannot do here; shown by ``leakhunt status``."""
+        self.is_default = False
+        """Whether it was made for mounts that name no agent."""
         self._connections: dict[int, Connection] = {}
         self._ids = itertools.count(1)
         self._heartbeat: Heartbeat | None = None
@@ -118,8 +125,15 @@ class Agent:
         Raises:
             LookupError: leakhunt does not know this object.
         """
-        conn: Connection = _adapter("websockets").connection_of(self, websocket)
-        return conn
+        conn = connection_behind(websocket)
+        if conn is not None and conn.agent is self and self.knows(conn):
+            if websocket is not conn.handle.object:
+                conn.bind(websocket)
+            return conn
+        if not type(websocket).__module__.startswith("websockets."):
+            raise LookupError(f"{websocket!r} is not a connection that {self!r} follows")
+        known: Connection = _adapter("websockets").connection_of(self, websocket)
+        return known
 
     def broadcast(
         self,
@@ -135,10 +149,7 @@ class Agent:
         Takes the framework's objects, or ours; those that it does not know are left out. Never
         waits, whoever does not read; see :meth:`Rooms.broadcast` for the arguments.
         """
-        members = (
-            item if isinstance(item, Connection) else getattr(item, "_leakhunt", None)
-            for item in websockets
-        )
+        members = map(connection_behind, websockets)
         known = [conn for conn in members if conn is not None and conn.agent is self]
         return self.guarded.broadcast(known, data, exclude=exclude, policy=policy, key=key)
 
@@ -200,7 +211,7 @@ class Agent:
     def track(self, handle: ConnectionHandle, adapter: str) -> Connection:
         """Take a connection in; for adapters. Ends with :meth:`Connection.closed`."""
         self.start()
-        conn = Connection(self, next(self._ids), handle, self.clock())
+        conn = Connection(self, next(self._ids), handle, self.clock(), adapter)
         self._connections[conn.id] = conn
         self.ledger.count_open()
         self.adapters.add(adapter)
@@ -285,6 +296,12 @@ class Agent:
             self._said.add(warning)
             log.warning(warning)
 
+    def note(self, text: str) -> None:
+        """Say what cannot be done here: once in the log, and in ``leakhunt status``."""
+        if text not in self.notes:
+            self.notes.append(text)
+        self.say_once(text)
+
     # What is known
 
     def state_of(self, conn: Connection, now: float, heard_at: float) -> Liveness:
@@ -333,6 +350,7 @@ class Agent:
             "name": self.name,
             "mode": self.settings.mode,
             "adapters": sorted(self.adapters),
+            "notes": list(self.notes),
             "settings": self.settings.describe(),
             "ledger": {
                 "opened": counts.opened,
@@ -359,7 +377,7 @@ class Agent:
         connections = self.connections
         rooms = self.rooms.by_connection(connections)
         for conn in connections:
-            if conn._ended or conn.websocket is None:
+            if conn._ended or conn.handle.object is None:
                 continue
             yield conn.describe(self.clock(), rooms.get(conn.id, ()))
 
@@ -410,6 +428,11 @@ class Agent:
         self.rooms.clear()
         self.evictions.reset()
         self.guarded = Guard(self)
+
+
+def living_agents() -> list[Agent]:
+    """The agents of this process, in the order of their making."""
+    return sorted(_agents, key=lambda agent: agent.number)
 
 
 def _after_fork_in_child() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.core.backpressure import Outcome, Policy
+from leakhunt.core.frames import find_pong
 from leakhunt.core.liveness import EvictReason, Liveness, Pulse
 from leakhunt.errors import ConnectionEnded
 
@@ -34,6 +36,21 @@ def current() -> Connection:
     return conn
 
 
+SCOPE_KEY: Final = "leakhunt.connection"
+"""Where an ASGI scope carries its connection."""
+
+
+def connection_behind(obj: Any) -> Connection | None:
+    """Our connection for a framework's object or one above it, if it carries one."""
+    if isinstance(obj, Connection):
+        return obj
+    conn = getattr(obj, "_leakhunt", None)
+    if conn is None:
+        scope = getattr(obj, "scope", None)  # Starlette's WebSocket, a Channels consumer
+        conn = scope.get(SCOPE_KEY) if isinstance(scope, dict) else None
+    return conn if isinstance(conn, Connection) else None
+
+
 class Connection:
     """A WebSocket connection as leakhunt sees it.
 
@@ -43,11 +60,13 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
+        "_bound",
         "_closing",
         "_ended",
         "_lane",
         "_nonce",
         "_pinged_at",
+        "adapter",
         "agent",
         "bytes_in",
         "bytes_out",
@@ -65,8 +84,12 @@ class Connection:
         "received_at",
     )
 
-    def __init__(self, agent: Agent, id: int, handle: ConnectionHandle, now: float) -> None:
+    def __init__(
+        self, agent: Agent, id: int, handle: ConnectionHandle, now: float, adapter: str = ""
+    ) -> None:
         self.agent = agent
+        self.adapter = adapter
+        """Name of the adapter that it came through."""
         self.id = id
         """Number of this connection within its agent, from 1."""
         self.handle = handle
@@ -90,7 +113,9 @@ class Connection:
         self.close_code: int | None = None
         """Close code that belongs to the eviction (an overflow's), for your ``on_evict``."""
         self._nonce = b""
+        """Payload of the ping that is not answered yet; empty when there is none."""
         self._pinged_at = 0.0
+        self._bound: weakref.ref[Any] | None = None
         self._closing = False
         self._ended = False
         self._lane: Lane | None = None
@@ -103,7 +128,16 @@ class Connection:
     @property
     def websocket(self) -> Any:
         """The framework's own object, or ``None`` once it is gone."""
-        return self.handle.object
+        bound = None if self._bound is None else self._bound()
+        return self.handle.object if bound is None else bound
+
+    def bind(self, obj: Any) -> None:
+        """Let ``obj`` stand for this connection: in your adopted rooms, and for ``exclude``.
+
+        For frameworks above ASGI, whose objects (a Starlette ``WebSocket``, a Channels
+        consumer) a server's middleware never sees. It is held weakly.
+        """
+        self._bound = weakref.ref(obj)
 
     @property
     def peer(self) -> str:
@@ -138,12 +172,20 @@ class Connection:
 
     @property
     def queued_messages(self) -> int:
-        """Messages that wait in the guard, not yet given to the transport."""
-        return 0 if self._lane is None else len(self._lane.outbox)
+        """Messages that wait in the guard, or in a queue of the framework's."""
+        return self.handle.framework_queue()[0] + self._held_messages
 
     @property
     def queued_bytes(self) -> int:
         """Bytes of those messages."""
+        return self.handle.framework_queue()[1] + self._held_bytes
+
+    @property
+    def _held_messages(self) -> int:
+        return 0 if self._lane is None else len(self._lane.outbox)
+
+    @property
+    def _held_bytes(self) -> int:
         return 0 if self._lane is None else self._lane.outbox.held_bytes
 
     @property
@@ -204,14 +246,31 @@ class Connection:
 
     # For adapters: called on the loop's thread, cheap, never raising
 
+    def heard(self, data: bytes) -> None:
+        """Bytes arrived, as the transport gave them to the framework; any may hold a pong."""
+        self.bytes_in += len(data)
+        now = self.received_at = self.agent.clock()
+        if self._nonce and find_pong(data, self._nonce):
+            self._answered(now)
+
+    def wrote(self, frame: bytes) -> None:
+        """A frame goes out; a message counts with its last one (RFC 6455, section 5.2)."""
+        self.bytes_out += len(frame)
+        head = frame[0]
+        if head & 0x80 and head & 0x0F < 8:
+            self.messages_out += 1
+
     def pong(self, payload: bytes) -> None:
         """A pong arrived; only the one that answers our ping counts for the latency."""
         now = self.agent.clock()
         self.received_at = now
         if payload and payload == self._nonce:
-            self._nonce = b""
-            self.last_pong_at = now
-            self.latency = now - self._pinged_at
+            self._answered(now)
+
+    def _answered(self, now: float) -> None:
+        self._nonce = b""
+        self.last_pong_at = now
+        self.latency = now - self._pinged_at
 
     def writable(self) -> None:
         """The transport's buffer has run empty."""
@@ -236,8 +295,10 @@ class Connection:
         kernel = handle.kernel_buffered()
         data_at = handle.data_at(now)
         heard_at = max(self.last_heard_at, data_at or 0.0)
+        waiting, waiting_bytes = handle.framework_queue()
         return {
             "agent": self.agent.name,
+            "adapter": self.adapter,
             "id": self.id,
             "peer": handle.peer,
             "local": handle.local,
@@ -250,8 +311,8 @@ class Connection:
             "buffered_bytes": transport + (kernel or 0),
             "transport_bytes": transport,
             "kernel_bytes": kernel,
-            "queued_messages": self.queued_messages,
-            "queued_bytes": self.queued_bytes,
+            "queued_messages": waiting + self._held_messages,
+            "queued_bytes": waiting_bytes + self._held_bytes,
             "rooms": sorted(rooms),
             "messages_in": self.messages_in,
             "messages_out": self.messages_out,

@@ -110,7 +110,7 @@ class Guard:
         delivery = Delivery()
         for conn in members:
             handle = conn.handle
-            if left_out and (conn in left_out or handle.object in left_out):
+            if left_out and (conn in left_out or conn.websocket in left_out):
                 continue
             if not conn.is_open:
                 continue

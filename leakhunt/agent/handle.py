@@ -32,8 +32,15 @@ class ConnectionHandle(Protocol):
     def tls(self) -> bool:
         """Whether the connection is encrypted. Any thread."""
 
+    @property
+    def asks(self) -> bool:
+        """Whether pings can be written at all; where not, only the kernel's word counts."""
+
     def is_closing(self) -> bool:
         """Whether the closing handshake has begun, by either side."""
+
+    def is_gone(self) -> bool:
+        """Whether the descriptor is closed; asked while closing, where nobody tells the end."""
 
     def data_at(self, now: float) -> float | None:
         """When payload last arrived by the kernel's clock, or ``None``; one cheap syscall."""
@@ -46,6 +53,9 @@ class ConnectionHandle(Protocol):
 
     def kernel_buffered(self) -> int | None:
         """Bytes in the kernel's send buffer, not acknowledged yet. Any thread."""
+
+    def framework_queue(self) -> tuple[int, int]:
+        """Messages, and their bytes, that wait in a queue of the framework's. Any thread."""
 
     def ping_frame(self, payload: bytes) -> bytes:
         """A whole ping frame, ready for :meth:`write`."""
@@ -60,7 +70,10 @@ class ConnectionHandle(Protocol):
         """Wait until :meth:`is_busy` is over."""
 
     def write(self, frame: bytes) -> bool:
-        """Give a frame to the transport, whatever is buffered; ``False``: it is closing."""
+        """Give a frame to the transport, whatever is buffered.
+
+        ``False``: it is closing, or takes no frame of ours now (not accepted yet, say).
+        """
 
     def write_message(self, data: str | bytes, frame: bytes) -> bool:
         """Like :meth:`write` for one message, compressed if that was negotiated."""

@@ -26,6 +26,7 @@ from leakhunt.core.liveness import (
     hear,
     kernel_agrees,
     listen,
+    withdraw,
 )
 from leakhunt.core.wheel import TimingWheel
 
@@ -149,6 +150,9 @@ class Heartbeat:
             # Our close frame is a question too: the peer has as long to let us finish.
             conn._closing = True
             ask(pulse, now, self._stalled_by(now))
+        if conn._closing and handle.is_gone():
+            conn.closed()  # nobody told us
+            return
         first = conn._pinged_at == 0.0 and not conn._closing and not self._observes
         if pulse.asked_at is None and not first:
             data_at = handle.data_at(now)
@@ -160,6 +164,8 @@ class Heartbeat:
                 return
         evidence = handle.evidence(now)
         listen(pulse, now, evidence)
+        if pulse.asked_at is not None and not conn._nonce and not conn._closing:
+            self._ask_at_last(conn, now, nonce, evidence)
         decision = self._decide(conn, now)
         if decision.act is Act.EVICT:
             self._evict(conn, now, evidence, decision)
@@ -187,12 +193,32 @@ class Heartbeat:
             return
         if not conn._closing:
             handle = conn.handle
-            if handle.write(handle.ping_frame(nonce)):
-                conn._nonce = nonce
+            written = handle.write(handle.ping_frame(nonce))
+            if not written and not handle.is_closing() and not _is_question(evidence):
+                # It cannot be asked now, and silence alone convicts nobody.
+                wait = self._tick if handle.asks else self._timing.ping_interval / 4
+                self._again(conn, now + wait, spread=False)
+                return
+            conn._nonce = nonce if written else b""
             conn._pinged_at = now
         ask(conn.pulse, now, self._stalled_by(now))
         listen(conn.pulse, now, evidence)  # the window before, to compare with
         self._again(conn, self._decide(conn, now).again_at, spread=False)
+
+    def _ask_at_last(self, conn: Connection, now: float, nonce: bytes, evidence: Evidence) -> None:
+        """The question that stands was data of the server's, as no ping could be written.
+
+        It is replaced by a ping as soon as one can be, with a deadline of its own, and
+        withdrawn when the data has left: nobody owes an answer to a message.
+        """
+        handle = conn.handle
+        if handle.write(handle.ping_frame(nonce)):
+            conn._nonce = nonce
+            conn._pinged_at = now
+            ask(conn.pulse, now, self._stalled_by(now))
+            listen(conn.pulse, now, evidence)
+        elif not _is_question(evidence) and not handle.is_closing():
+            withdraw(conn.pulse)
 
     def _again(self, conn: Connection, at: float, *, spread: bool) -> None:
         if spread:
@@ -208,3 +234,8 @@ class Heartbeat:
             return
         slow = EvictReason.SLOW if decision.slow else None
         agent.evict(conn, slow or classify(conn.pulse, evidence, closing=conn._closing))
+
+
+def _is_question(evidence: Evidence) -> bool:
+    """Whether what the server itself has sent waits for the peer: its kernel must answer."""
+    return evidence.backlog or evidence.retrying

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSet
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from leakhunt.agent.connection import Connection
+from leakhunt.agent.connection import Connection, connection_behind
 from leakhunt.agent.guard import Delivery
 from leakhunt.core.backpressure import Policy
 from leakhunt.core.rooms import RoomIndex
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
 
 log: Final = logging.getLogger("leakhunt")
+
+ABOVE_ASGI: Final = frozenset({"uvicorn", "hypercorn", "daphne", "granian", "asgi"})
+"""Adapters whose server never sees what your sets hold: a Starlette ``WebSocket``, a consumer."""
+
+
+class RoomSource(Protocol):
+    """Rooms that a framework keeps by itself: Socket.IO's, the groups of Channels."""
+
+    def of(self, conn: Connection) -> Iterable[str]:
+        """The rooms that a connection is in now. Any thread."""
+
+    def leave(self, conn: Connection) -> None:
+        """Take it out of all of them; what has to wait for that is the source's to do."""
+
+    def count(self) -> tuple[int, int]:
+        """Rooms with somebody in them, and memberships. Any thread."""
 
 
 class Rooms:
@@ -28,6 +45,7 @@ class Rooms:
         self._agent = agent
         self._index: RoomIndex[Connection] = RoomIndex()
         self._adopted: list[tuple[Mapping[str, Any], Callable[[Connection], Any], bool]] = []
+        self._sources: list[RoomSource] = []
 
     def __getitem__(self, room: str) -> frozenset[Connection]:
         return self._index.members(room)
@@ -44,10 +62,13 @@ class Rooms:
     def count(self) -> tuple[int, int]:
         """Rooms with somebody in them, and memberships; adopted ones included (any thread)."""
         sizes = [len(members) for of in self._adopted for _, members in _copy_of(of[0])]
-        return (
-            len(self._index) + sum(size > 0 for size in sizes),
-            self._index.memberships + sum(sizes),
-        )
+        rooms = len(self._index) + sum(size > 0 for size in sizes)
+        memberships = self._index.memberships + sum(sizes)
+        for source in self._sources:
+            more, members = _tried_again(source.count, (0, 0))
+            rooms += more
+            memberships += members
+        return rooms, memberships
 
     def join(self, conn: Connection, room: str) -> None:
         """Put a connection into a room; see :meth:`Connection.join`."""
@@ -112,17 +133,28 @@ class Rooms:
             raise TypeError(f"adopt() takes a mapping of sets, not {type(mapping).__name__}")
         self._adopted.append((mapping, member or _websocket_of, prune))
 
+    def follow(self, source: RoomSource) -> None:
+        """Show the rooms that a framework keeps, and let them be left on eviction; for adapters."""
+        if source not in self._sources:
+            self._sources.append(source)
+
     def of(self, conn: Connection) -> frozenset[str]:
-        """The rooms that a connection is in, adopted ones included."""
+        """The rooms that a connection is in, adopted ones and the framework's included."""
         adopted = {room for room, _, _, _ in self._adopted_memberships(conn)}
-        return self._index.rooms_of(conn) | adopted
+        return self._index.rooms_of(conn) | adopted | self._of_sources(conn)
+
+    def _of_sources(self, conn: Connection) -> set[str]:
+        found: set[str] = set()
+        for source in self._sources:
+            found.update(_tried_again(functools.partial(_rooms_in, source, conn), []))
+        return found
 
     def by_connection(self, connections: Iterable[Connection]) -> dict[int, set[str]]:
         """The rooms of many connections, by their ids, in one pass (any thread)."""
         found: dict[int, set[str]] = {}
         owners: dict[Any, list[tuple[int, int]]] = {}
         for conn in connections:
-            found[conn.id] = set(self._index.rooms_of(conn))
+            found[conn.id] = set(self._index.rooms_of(conn)) | self._of_sources(conn)
             for number, (_, of, _) in enumerate(self._adopted):
                 try:
                     for member in self._members_for(conn, of):
@@ -144,6 +176,8 @@ class Rooms:
     def leave_all(self, conn: Connection) -> None:
         """Take a connection out of every room, adopted ones too. Never raises."""
         self._index.leave_all(conn)
+        for source in self._sources:
+            self._agent.safely(source.leave, conn)
         for room, members, member, owner in self._adopted_memberships(conn):
             try:
                 members.discard(member)
@@ -164,10 +198,11 @@ class Rooms:
             try:
                 candidates = self._members_for(conn, of)
                 for room, members in list(mapping.items()):
+                    inside = [member for member in candidates if member in members]
+                    if not inside and conn.adapter in ABOVE_ASGI:
+                        inside = [one for one in list(members) if connection_behind(one) is conn]
                     found.extend(
-                        (room, members, member, mapping if prune else None)
-                        for member in candidates
-                        if member in members
+                        (room, members, member, mapping if prune else None) for member in inside
                     )
             except Exception:
                 log.exception("could not read an adopted mapping of rooms")
@@ -183,11 +218,28 @@ def _websocket_of(conn: Connection) -> Any:
     return conn.websocket
 
 
-def _copy_of(mapping: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
-    """A copy taken from another thread: tried again when the loop changes it meanwhile."""
+def _rooms_in(source: RoomSource, conn: Connection) -> list[str]:
+    return list(source.of(conn))
+
+
+T = TypeVar("T")
+
+
+def _tried_again(read: Callable[[], T], default: T) -> T:
+    """Read what the loop may change meanwhile, from another thread."""
     for _ in range(5):
         try:
-            return [(room, list(members)) for room, members in list(mapping.items())]
+            return read()
         except RuntimeError:
             continue  # changed size during iteration
-    return []
+        except Exception:
+            log.debug("rooms of a framework could not be read", exc_info=True)
+            break
+    return default
+
+
+def _copy_of(mapping: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
+    """A copy taken from another thread."""
+    return _tried_again(
+        lambda: [(room, list(members)) for room, members in list(mapping.items())], []
+    )

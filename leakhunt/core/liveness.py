@@ -234,6 +234,12 @@ def ask(pulse: Pulse, now: float, stalled: float) -> None:
     pulse.unread = None
 
 
+def withdraw(pulse: Pulse) -> None:
+    """The question does not stand any more, and was not answered: nothing is known by it."""
+    pulse.asked_at = None
+    pulse.slow_since = None
+
+
 CLOCK_SLACK: Final = 0.03
 """Seconds by which the kernel's clocks may be off: they tick in jiffies (up to 10 ms), so an
 answer that came 0.1 ms after the question can read as older than it. Taking what came just

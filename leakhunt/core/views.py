@@ -20,6 +20,9 @@ class ConnectionView:
     agent: str
     """Name of the agent: a process may have several."""
 
+    adapter: str = ""
+    """Name of the adapter that it came through."""
+
     id: int
     """Number of the connection within its agent; never used twice."""
 
@@ -56,7 +59,7 @@ class ConnectionView:
     """Share of ``buffered_bytes`` in the kernel; ``None`` where it does not tell."""
 
     queued_messages: int = 0
-    """Whole messages not yet given to the transport."""
+    """Whole messages not yet given to the transport: in the guard, or in the framework."""
 
     queued_bytes: int = 0
 
@@ -132,6 +135,8 @@ class AgentView:
     name: str
     mode: str = ""
     adapters: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What cannot be done here, and what is mounted in a way that should be changed."""
     settings: dict[str, Any] = field(default_factory=dict)
     ledger: LedgerView = field(default_factory=LedgerView)
     states: dict[str, int] = field(default_factory=dict)

@@ -145,6 +145,14 @@ class FakeHandle:
     local = property(lambda self: "192.0.2.2:80")
     tls = property(lambda self: False)
 
+    asks = True
+
+    def is_gone(self) -> bool:
+        return False
+
+    def framework_queue(self) -> tuple[int, int]:
+        return (0, 0)
+
     def is_closing(self) -> bool:
         return self.closing
 
