@@ -21,6 +21,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if arguments[:1] in (["--version"], ["-V"]):
         sys.stdout.write(f"leakhunt {__version__}\n")
         return 0
+    if arguments[:1] == ["run"]:
+        # It needs no package: a server's container has the middleware alone.
+        from leakhunt.cli.run import main as run_command
+
+        return run_command(arguments[1:])
     try:
         from leakhunt.cli.main import run
 

@@ -4,6 +4,7 @@
 
     LeakhuntError
     ├── SettingsError          a setting is out of its range (also a ValueError)
+    ├── MountError             leakhunt cannot be mounted on that object (also a TypeError)
     ├── ConnectionEnded        the connection was closed or evicted
     ├── SendTimeout            a blocking send found no room in time (also a TimeoutError)
     ├── ProcessGone            the watched process exited, or its pid was reused
@@ -11,6 +12,7 @@
     │   ├── NoAgent            it has no socket of an agent at all
     │   └── AgentDenied        it answers, but not to this user
     ├── AgentProtocolError     what answered does not speak our protocol
+    ├── RunError               the command of `leakhunt run` cannot be started
     ├── ScenarioError          a scenario or its options make no sense
     └── NotTestable            the machine lacks what a check needs
         └── ConnectFailed      clients of the prover could not connect
@@ -41,6 +43,10 @@ class SettingsError(LeakhuntError, ValueError):
         self.name = name
         self.value = value
         self.wanted = wanted
+
+
+class MountError(LeakhuntError, TypeError):
+    """leakhunt cannot be mounted on that object, or not any more."""
 
 
 class ConnectionEnded(LeakhuntError, ConnectionError):
@@ -98,6 +104,10 @@ class AgentDenied(AgentUnreachable):
 
 class AgentProtocolError(LeakhuntError):
     """What answered does not speak our protocol, or another version of it."""
+
+
+class RunError(LeakhuntError):
+    """The command that ``leakhunt run`` was given cannot be started."""
 
 
 class ScenarioError(LeakhuntError):

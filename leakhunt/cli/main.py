@@ -32,6 +32,8 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final = {
+    # Named here for the help; `leakhunt.__main__` runs it, as it needs no package.
+    "run": Command("leakhunt.cli.run", "main", "Start a server with leakhunt mounted in it."),
     "conns": Command("leakhunt.cli.conns", "conns", "List the connections of a running server."),
     "status": Command("leakhunt.cli.status", "status", "Show what an agent did and how it is set."),
     "prove": Command(
@@ -46,6 +48,8 @@ HELP: Final = """Find the WebSocket connections that your server believes in and
 Examples:
 
     leakhunt conns 4711 --silent-for 20s
+
+    leakhunt run --evict-after 10s -- uvicorn app:app
 
     leakhunt prove --death stall --within 30s -- python server.py
 """
@@ -128,10 +132,14 @@ def run(args: Sequence[str]) -> int:
             args=list(args), prog_name="leakhunt", standalone_mode=True
         )
     except LeakhuntError as error:
+        from leakhunt.cli.say import print_error
+
         print_error(error)
         return 2
     except KeyboardInterrupt:
-        _say("interrupted")
+        from leakhunt.cli.say import say
+
+        say("interrupted")
         return 128 + signal.SIGINT
     except BrokenPipeError:
         return _quiet_end_of_output()
@@ -139,23 +147,6 @@ def run(args: Sequence[str]) -> int:
         code = exit_.code
         return code if isinstance(code, int) else (0 if code is None else 2)
     return result if isinstance(result, int) else 0
-
-
-def print_error(error: LeakhuntError) -> None:
-    """``error: ...`` and ``hint: ...`` on stderr."""
-    from leakhunt.report.printable import printable
-
-    _say(printable(f"error: {error}"))
-    if error.hint:
-        _say(printable(f"hint: {error.hint}"))
-
-
-def _say(line: str) -> None:
-    try:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-    except OSError:
-        pass  # nobody listens
 
 
 def _quiet_end_of_output() -> int:
