@@ -61,7 +61,13 @@ _HOMES: Final = {
 }
 
 
+_MOUNTS: Final = frozenset({"aiohttp", "asgi", "sanic", "socketio", "tornado"})
+"""Modules with what is mounted in one line; each imports its framework, so only when used."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MOUNTS:
+        return import_module(f"leakhunt.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'leakhunt' has no attribute {name!r}")
@@ -70,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_MOUNTS})

@@ -12,7 +12,7 @@ def test_every_public_name_resolves() -> None:
     for name in leakhunt.__all__:
         assert getattr(leakhunt, name) is not None
     assert leakhunt.Agent.__module__ == "leakhunt.agent.agent"
-    assert dir(leakhunt) == sorted(leakhunt.__all__)
+    assert dir(leakhunt) == sorted({*leakhunt.__all__, *leakhunt._MOUNTS})
 
 
 def test_importing_the_package_loads_no_event_loop() -> None:

@@ -1,0 +1,5 @@
+"""Mount on any ASGI application: ``leakhunt.asgi.Middleware``."""
+
+from leakhunt.adapters.asgi import Middleware
+
+__all__ = ["Middleware"]
