@@ -38,6 +38,7 @@ from websockets.protocol import State
 from leakhunt.adapters.following import follow, following, hook_protocol, serving, unfollow
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent.connection import Connection
+from leakhunt.agent.default import default_agent
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
@@ -49,6 +50,9 @@ NAME: Final = "websockets"
 OPEN: Final = State.OPEN
 TEXT, BINARY, CONT = Opcode.TEXT, Opcode.BINARY, Opcode.CONT
 PONG: Final = Opcode.PONG
+
+_MOUNTED: Final = "_leakhunt_mounted"
+"""Marks a handler, and the function or class that makes servers, as ours already."""
 
 
 def mount(agent: Agent, handler: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -66,6 +70,7 @@ def mount(agent: Agent, handler: Callable[..., Awaitable[None]]) -> Callable[...
         with serving(conn):
             await handler(websocket, *args, **kwargs)
 
+    mounted.__dict__[_MOUNTED] = True
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -73,6 +78,43 @@ def mount(agent: Agent, handler: Callable[..., Awaitable[None]]) -> Callable[...
     else:
         agent.start()
     return mounted
+
+
+def auto_mount(module: Any) -> None:
+    """Have every server made by ``websockets.asyncio.server`` mounted; for ``leakhunt run``.
+
+    A handler that is mounted already, or was wrapped since with :func:`functools.wraps`, is left
+    to its agent.
+    """
+    serve = module.serve
+    if hasattr(serve, _MOUNTED):
+        return
+    if isinstance(serve, type):  # up to 16
+        init = serve.__init__  # type: ignore[misc]
+
+        @functools.wraps(init)
+        def __init__(self: Any, handler: Any, *args: Any, **kwargs: Any) -> None:
+            init(self, _mounted_by_default(handler), *args, **kwargs)
+
+        serve.__init__ = __init__  # type: ignore[misc]
+    else:
+
+        @functools.wraps(serve)
+        def serve_mounted(handler: Any, *args: Any, **kwargs: Any) -> Any:
+            return serve(_mounted_by_default(handler), *args, **kwargs)
+
+        module.serve = serve_mounted
+    setattr(module.serve, _MOUNTED, True)
+
+
+def _mounted_by_default(handler: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    if hasattr(handler, _MOUNTED):
+        return handler
+    try:
+        return mount(default_agent(), handler)
+    except Exception as error:
+        log.warning("leakhunt is not mounted, the server runs without it: %s", error)
+        return handler
 
 
 def connection_of(agent: Agent, websocket: Any) -> Connection:

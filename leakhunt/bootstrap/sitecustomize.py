@@ -119,7 +119,8 @@ def warn(error):
 
 
 if __name__ == "sitecustomize":
-    sys.meta_path.insert(0, Finder())
+    if sys.version_info >= (3, 4):  # noqa: UP036 (finders of older ones speak otherwise)
+        sys.meta_path.insert(0, Finder())
     # The command gets the path that it would have had, and the sitecustomize that would have been
     # imported is. Without one this import fails as it would have failed; `site` expects that.
     while HERE in sys.path:
