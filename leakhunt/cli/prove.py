@@ -242,7 +242,7 @@ def _run(
 
 def _guarded(work: Callable[[], int]) -> int:
     """Errors as the frame of the command line shows them, also in a forked child."""
-    from leakhunt.cli.main import print_error
+    from leakhunt.cli.say import print_error
 
     try:
         return work()

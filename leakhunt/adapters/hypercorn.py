@@ -1,0 +1,96 @@
+"""hypercorn's WebSocket stream on HTTP/1.1, over asyncio's (or uvloop's) streams.
+
+What is reached besides the public API:
+
+=================================  ===========================================================
+attribute                          for
+=================================  ===========================================================
+``stream.send``                    the way to the connection: bound to the HTTP protocol, whose
+                                   ``send`` is bound to the TCP server
+``server.writer.transport``        buffers, descriptor, abort
+``stream.closed``, ``state``       whether the closing has begun
+``config.websocket_ping_interval`` whether hypercorn pings by itself (it ignores the pongs)
+``ASGIWrapper.app``                what ``leakhunt run`` wraps
+=================================  ===========================================================
+
+On HTTP/2 several streams share one TCP connection: a ping or a reset would hit all of them, so
+they are counted only. Workers on trio have no asyncio loop and are not followed.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from leakhunt.adapters.asgi import Middleware
+from leakhunt.adapters.asgi_handle import AsgiHandle
+from leakhunt.adapters.following import hook_protocol
+from leakhunt.agent.connection import Connection
+
+if TYPE_CHECKING:
+    from leakhunt.agent.agent import Agent
+
+log: Final = logging.getLogger("leakhunt")
+
+
+class HypercornHandle(AsgiHandle):
+    """See :class:`leakhunt.agent.handle.ConnectionHandle`."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, agent: Agent, stream: Any, transport: Any) -> None:
+        super().__init__(agent, stream)
+        # Weakly where that can be: a transport of uvloop's has no weak references.
+        try:
+            self._transport: Callable[[], Any] = weakref.ref(transport)
+        except TypeError:
+            self._transport = lambda: transport
+
+    def transport_of(self, obj: Any) -> Any:
+        return self._transport()
+
+    def has_closed(self, obj: Any) -> bool:
+        return bool(obj.closed) or obj.state.name in ("CLOSED", "HTTPCLOSED")
+
+
+def handle_for(
+    agent: Agent, stream: Any
+) -> tuple[HypercornHandle, Callable[[Connection], None]] | None:
+    """The handle for a stream, and what puts the hooks on; ``None``: it shares its connection."""
+    owner = stream
+    while not hasattr(owner, "writer"):
+        owner = owner.send.__self__
+        if type(owner).__name__ == "H2Protocol":
+            return None
+    transport = owner.writer.transport
+    return HypercornHandle(agent, stream, transport), functools.partial(_hook, stream, transport)
+
+
+def _hook(stream: Any, transport: Any, conn: Connection) -> None:
+    stream._leakhunt = conn
+    protocol = transport.get_protocol()
+    protocol._leakhunt = conn
+    hook_protocol(protocol, transport)
+
+
+def auto_mount(module: Any) -> None:
+    """Let every application that ``hypercorn.app_wrappers`` wraps from now on be followed."""
+    init = module.ASGIWrapper.__init__
+    if getattr(init, "_leakhunt", False):
+        return
+
+    @functools.wraps(init)
+    def mounted_init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, app, *args, **kwargs)
+        try:
+            if not isinstance(self.app, Middleware):
+                self.app = Middleware(self.app)
+                self.app.automatic = True
+        except Exception as error:
+            log.warning("leakhunt is not mounted, hypercorn runs without it: %s", error)
+
+    mounted_init._leakhunt = True  # type: ignore[attr-defined]
+    module.ASGIWrapper.__init__ = mounted_init

@@ -1,0 +1,261 @@
+"""A connection whose server does its I/O where Python cannot reach it (granian, or unknown).
+
+What is left is the kernel: it says when payload arrived and what is not acknowledged, and it
+can reset the connection. Messages go through the server's own ASGI ``send``.
+
+On a plaintext connection a ping can be asked by writing its frame to the socket ourselves. That
+is safe only between two frames of the server's, so only while everything that it has written is
+acknowledged *and* it has been quiet for a moment: a server that holds the rest of a frame while
+the send queue is empty writes it within microseconds. Where pings cannot be written (TLS), the
+kernel asks for us: keepalive finds a host that is gone, and a backlog that is not taken convicts
+one that has stopped reading. A frozen client that is sent nothing is not found then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from leakhunt.adapters.transport_handle import TransportHandle
+from leakhunt.agent import kernel
+from leakhunt.core.liveness import Evidence
+
+if TYPE_CHECKING:
+    from leakhunt.agent.agent import Agent
+
+log: Final = logging.getLogger("leakhunt")
+
+QUIET: Final = 0.02
+"""Seconds for which a server must have written nothing before a frame of ours goes between its:
+a thousand times what its I/O thread needs, and more than the kernel's clock is off."""
+
+
+class Message(bytes):
+    """The payload of a message, for a server that makes its own frames."""
+
+    text: bool
+
+
+class KernelTransport:
+    """The members of a transport that the kernel can stand in for."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, socket: kernel.BorrowedSocket) -> None:
+        self.socket = socket
+
+    def get_extra_info(self, name: str) -> Any:
+        """The socket, and the names of its two ends."""
+        if name == "socket":
+            return self.socket
+        if name not in ("peername", "sockname"):
+            return None
+        with kernel.borrowed(self.socket.descriptor) as sock:
+            try:
+                if sock is None:
+                    return None
+                return sock.getpeername() if name == "peername" else sock.getsockname()
+            except OSError:
+                return None
+
+    def get_write_buffer_size(self) -> int:
+        """The server's own buffers are not visible."""
+        return 0
+
+    def is_closing(self) -> bool:
+        """Whether the descriptor is closed."""
+        return not kernel.is_open(self.socket.descriptor)
+
+    def write(self, data: bytes) -> None:
+        """Between two frames of the server's."""
+        self.socket.send_now(data)
+
+    def abort(self) -> None:
+        """Reset it under the server, which sees an error."""
+        kernel.reset_now(self.socket.descriptor)
+
+
+class KernelHandle(TransportHandle):
+    """See :class:`leakhunt.agent.handle.ConnectionHandle`."""
+
+    __slots__ = (
+        "__weakref__",
+        "_descriptor",
+        "_peer",
+        "_send",
+        "_sending",
+        "_sent",
+        "_transport",
+        "_waiting",
+        "accepted",
+        "asks",
+        "finished",
+    )
+
+    def __init__(
+        self,
+        agent: Agent,
+        socket: kernel.BorrowedSocket,
+        *,
+        peer: str,
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+        asks: bool,
+    ) -> None:
+        super().__init__(agent, self)
+        self._transport = KernelTransport(socket)
+        self._descriptor = socket.descriptor
+        self._peer = peer
+        self._send = send
+        self._sent: deque[Message] = deque()
+        self._waiting = 0
+        self._sending: asyncio.Task[None] | None = None
+        self.asks = asks
+        self.accepted = False
+        self.finished = False
+        if not asks and agent.settings.mode == "enforce":
+            _let_the_kernel_ask(socket, agent.settings.evict_after)
+
+    @property
+    def object(self) -> Any:
+        # The server's object is not Python's: the handle lives as long as the connection.
+        return self
+
+    def transport_of(self, obj: Any) -> Any:
+        return self._transport
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def tls(self) -> bool:
+        return not self.asks
+
+    def is_closing(self) -> bool:
+        return self.finished or self._transport.is_closing()
+
+    def is_gone(self) -> bool:
+        return not kernel.is_open(self._descriptor)
+
+    def transport_buffered(self) -> int:
+        return self._waiting
+
+    def frame(self, data: str | bytes) -> bytes:
+        if isinstance(data, str):
+            message = Message(data.encode())
+        elif isinstance(data, bytes | bytearray | memoryview):
+            message = Message(data)
+        else:
+            raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
+        message.text = isinstance(data, str)
+        return message
+
+    def write(self, frame: bytes) -> bool:
+        if not self.accepted or self.is_closing():
+            return False
+        if isinstance(frame, Message):
+            self._sent.append(frame)
+            self._waiting += len(frame)
+            if self._sending is None:
+                self._sending = asyncio.get_running_loop().create_task(self._send_all())
+            return True
+        return self.asks and self._is_between_frames() and self._transport.socket.send_now(frame)
+
+    def _is_between_frames(self) -> bool:
+        sock = self._transport.socket
+        if kernel.unacked_bytes(sock) != 0:
+            return False
+        witness = kernel.tcp_witness(sock)
+        return witness is not None and witness.last_data_sent_s >= QUIET
+
+    async def _send_all(self) -> None:
+        """Messages in their order, each when the server has taken the one before."""
+        try:
+            while self._sent:
+                message = self._sent.popleft()
+                field: dict[str, Any] = (
+                    {"text": message.decode()} if message.text else {"bytes": bytes(message)}
+                )
+                await self._send({"type": "websocket.send", **field})
+                self._waiting -= len(message)
+        except Exception:
+            log.debug("a guarded message could not be sent", exc_info=True)
+            self._sent.clear()
+            self._waiting = 0
+        finally:
+            self._sending = None
+            conn = None if self.conn_ref is None else self.conn_ref()
+            if conn is not None:
+                conn.agent.safely(conn.writable)
+
+    def hurry(self, *, on: bool) -> None:
+        """The end of each send tells."""
+
+    def abort(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+        self._transport.abort()
+
+    def release(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+
+
+class UnreachableHandle(KernelHandle):
+    """A connection that can only be counted: neither transport nor socket is to be found."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, agent: Agent, *, peer: str, send: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> None:
+        nowhere = kernel.BorrowedSocket((-1, 0), 0)
+        super().__init__(agent, nowhere, peer=peer, send=send, asks=False)
+
+    @property
+    def tls(self) -> bool:
+        return False
+
+    @property
+    def local(self) -> str:
+        return "unknown"
+
+    def is_closing(self) -> bool:
+        return self.finished
+
+    def data_at(self, now: float) -> float | None:
+        return None
+
+    def evidence(self, now: float) -> Evidence:
+        return Evidence()  # no witness, and so never a verdict
+
+    def kernel_buffered(self) -> int | None:
+        return None
+
+    def descriptor(self) -> kernel.Descriptor | None:
+        return None
+
+    def abort(self) -> None:
+        """It may share its TCP connection with others (HTTP/2): there is nothing to reset."""
+
+
+def _let_the_kernel_ask(socket: kernel.BorrowedSocket, evict_after: float) -> None:
+    """Keepalive and a user timeout, so that a host that is gone ends the connection by itself."""
+    import socket as names
+
+    idle = max(int(evict_after / 2), 1)
+    options = {
+        "TCP_KEEPIDLE": idle,
+        "TCP_KEEPINTVL": max(int(evict_after / 6), 1),
+        "TCP_USER_TIMEOUT": int(evict_after * 900),
+    }
+    try:
+        socket.setsockopt(names.SOL_SOCKET, names.SO_KEEPALIVE, 1)
+        for name, value in options.items():
+            if hasattr(names, name):
+                socket.setsockopt(names.IPPROTO_TCP, getattr(names, name), value)
+    except OSError:
+        log.debug("keepalive could not be set", exc_info=True)
