@@ -1,0 +1,273 @@
+"""The rows of the contract: each is one promise, tried on a running server.
+
+All rows of one server run at the same time, against the same process: most of their time is
+waiting. Each keeps to its own clients, which are told apart by their addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from statistics import median
+
+from tests.adapters.contract.capabilities import Ability, lacks
+from tests.adapters.contract.raw_client import RawClient
+from tests.adapters.contract.served import EVICT_AFTER, Served, until
+
+Row = Callable[[Served], Awaitable[None]]
+
+BIG = 8_000_000
+"""Bytes of a message that no buffer of the kernel's can hold."""
+
+SLACK_S = 0.008
+"""What a busy machine with two cores may add to 50 ms."""
+
+
+async def connections_are_seen_and_their_ends_too(served: Served) -> None:
+    """Opened, closed cleanly, reset, ended by the handler's exception: each is told once."""
+    leaving = await served.client("/")
+    breaking = await served.client("/")
+    failing = await served.client("/raise")
+    clients = [leaving, breaking, failing]
+    peers = {client.peer for client in clients}
+
+    async def all_seen() -> bool:
+        return peers <= (await served.rows()).keys()
+
+    await until(all_seen)
+    rows = await served.rows()
+    assert len({rows[peer].id for peer in peers}) == 3
+    for peer in peers:
+        assert rows[peer].tls is served.configuration.tls
+        assert rows[peer].local.endswith(f":{served.port}")
+        assert rows[peer].state == "alive"
+        assert rows[peer].adapter
+    await leaving.leave()
+    breaking.reset()
+    failing.say()
+    gone = peers
+    if lacks(served.configuration, Ability.FAILING_HANDLER):
+        await asyncio.sleep(0.3)
+        assert failing.is_open
+        assert failing.peer in await served.rows()
+        failing.reset()
+    else:
+        async with asyncio.timeout(5):
+            await failing.ended
+
+    async def all_ended() -> bool:
+        return not (gone & (await served.rows()).keys())
+
+    await until(all_ended)
+
+    async def handlers_ended() -> bool:
+        return not (gone & (await served.state())["open"].keys())
+
+    await until(handlers_ended)
+    assert gone <= (await served.state())["ended"].keys()
+    assert not await served.sockets(clients)
+
+
+async def a_client_may_vanish_during_the_handshake(served: Served) -> None:
+    """Reset before the server has accepted: nothing is held, nothing raised."""
+    clients = [await served.begin("/late") for _ in range(2)]
+    if served.configuration.socketio:
+        # Its connect handler runs when the namespace is asked for.
+        for client in clients:
+            while not client.is_open:
+                await asyncio.sleep(0.01)
+            client.send("40")
+    await asyncio.sleep(0.2)
+    for client in clients:
+        client.reset()
+    peers = {client.peer for client in clients}
+    await asyncio.sleep(1.2)  # its handler accepts after a second, and finds nobody
+
+    async def nothing_left() -> bool:
+        state = await served.state()
+        return not (peers & (state["open"].keys() | (await served.rows()).keys()))
+
+    await until(nothing_left)
+    assert not await served.sockets(clients)
+
+
+async def a_pong_tells_the_latency(served: Served) -> None:
+    """A client that answers after 50 ms has a latency of 50 ms, plus at most a fifth."""
+    clients = [await served.client("/", pong_delay_s=0.05) for _ in range(5)]
+    if lacks(served.configuration, Ability.PONG):
+        await asyncio.sleep(EVICT_AFTER + 0.5)
+        rows = await served.rows()
+        asked = [client.pings > 0 for client in clients]
+        assert asked == [not lacks(served.configuration, Ability.PING)] * 5
+        for client in clients:
+            assert rows[client.peer].latency_s is None
+            if not lacks(served.configuration, Ability.PING):
+                # The kernel saw that something came.
+                assert rows[client.peer].last_heard_s < EVICT_AFTER
+        return
+
+    async def all_answered() -> bool:
+        rows = await served.rows()
+        return all(rows[client.peer].latency_s is not None for client in clients)
+
+    await until(all_answered, within_s=EVICT_AFTER + 1)
+    rows = await served.rows()
+    excess = []
+    for client in clients:
+        latency = rows[client.peer].latency_s
+        assert latency is not None
+        excess.append(latency - client.delays[0])
+        last_pong = rows[client.peer].last_pong_s
+        assert last_pong is not None
+        assert last_pong < EVICT_AFTER
+    assert min(excess) >= 0
+    assert median(excess) <= 0.2 * 0.05 + SLACK_S
+
+
+async def a_handler_that_does_not_read_costs_nobody_the_connection(served: Served) -> None:
+    """One or 200 unread messages: the client answers, and is kept for more than a bound."""
+    one = [await served.client("/unread") for _ in range(2)]
+    many = [await served.client("/unread") for _ in range(2)]
+    for client in one:
+        client.say()
+    for client in many:
+        for _ in range(200):
+            client.say("nobody reads this")
+    clients = one + many
+    await asyncio.sleep(1.6 * EVICT_AFTER)
+    rows = await served.rows()
+    for client in clients:
+        assert client.is_open
+        assert rows[client.peer].state in ("alive", "slow")
+    assert await served.sockets(clients) != {}
+
+
+async def buffered_bytes_are_what_is_not_acknowledged(served: Served) -> None:
+    """Everything that was sent and has not reached the client's kernel, within a tenth."""
+    client = await served.client("/")
+    before = client.plain_bytes
+    client.stop_reading()
+    client.ask_for(BIG)
+
+    async def acknowledged() -> int:
+        sample = (await served.sockets([client]))[client.peer]
+        assert sample.tcp is not None
+        assert sample.tcp.bytes_acked is not None
+        return sample.tcp.bytes_acked
+
+    # Until the client's kernel takes no more, and the server's no more from the server.
+    await asyncio.sleep(0.3)
+    last = -1
+    async with asyncio.timeout(EVICT_AFTER - 0.6):
+        while last != (last := await acknowledged()):
+            await asyncio.sleep(0.1)
+    row = (await served.rows())[client.peer]
+    sample = (await served.sockets([client]))[client.peer]
+    truth = before + BIG - await acknowledged()
+    told = row.buffered_bytes + row.queued_bytes
+    assert row.kernel_bytes == sample.send_queue_bytes
+    if lacks(served.configuration, Ability.USER_SPACE):
+        assert row.transport_bytes == 0
+        assert told == sample.send_queue_bytes < truth
+    else:
+        assert abs(told - truth) <= 0.1 * truth, (told, truth, row)
+    if not served.configuration.tls:
+        mine = await asyncio.to_thread(_unread_by, client)
+        assert abs(before + BIG - client.plain_bytes - mine - truth) <= 0.1 * truth
+    client.reset()
+
+
+def _unread_by(client: RawClient) -> int:
+    """What the client's own kernel says that it has and nobody read."""
+    from leakhunt.collect.sockets import dump_tcp
+
+    (sample,) = dump_tcp(int(client.peer.rpartition(":")[2]))
+    return sample.recv_queue_bytes
+
+
+async def the_dead_are_gone_and_nothing_of_them_stays(served: Served) -> None:
+    """Full buffers or idle: no socket, no orphan, no room, no handler; the living stay."""
+    living = await served.client("/")
+    living.join("ward")
+    full = [await served.client("/") for _ in range(3)]
+    idle = [await served.client("/") for _ in range(2)]
+    last_sign = time.monotonic()
+    for client in full:
+        client.join("ward")
+        client.join("graveyard")
+    for client in idle:
+        client.join("graveyard")
+    await until(lambda: _members(served, {"ward": 4, "graveyard": 5}))
+    for client in idle:
+        client.stop_reading()
+    for client in full:
+        client.stop_reading()
+        last_sign = time.monotonic()
+        client.ask_for(BIG)
+    dead = full if lacks(served.configuration, Ability.FROZEN_IDLE) else full + idle
+
+    async def all_gone() -> bool:
+        return not await served.sockets(dead)
+
+    await until(all_gone, within_s=EVICT_AFTER + 3)
+    # 0.1 s: between two looks, and for the answers to come.
+    assert time.monotonic() - last_sign <= EVICT_AFTER + 0.5 + 0.1
+    peers = {client.peer for client in dead}
+
+    async def no_trace() -> bool:
+        state = await served.state()
+        rows = await served.rows()
+        return not (peers & (state["open"].keys() | rows.keys()))
+
+    await until(no_trace)
+    assert peers <= (await served.state())["ended"].keys()
+    if dead != full:
+        await until(lambda: _members(served, {"ward": 1}))
+    else:
+        await until(lambda: _members(served, {"ward": 1, "graveyard": 2}))
+        assert all(client.is_open for client in idle)
+    assert living.is_open
+    assert (await served.rows())[living.peer].rooms == ("ward",)
+    agent = await served.agent()
+    assert sum(agent.evictions.values()) == len(dead), agent.evictions
+    assert agent.evictions.keys() <= {"stalled", "no-pong"}
+    assert agent.stuck_teardowns == 0
+
+
+async def _members(served: Served, expected: dict[str, int]) -> bool:
+    """Whether the rooms, ours, the program's and the framework's, have these sizes."""
+    state = await served.state()
+    rows = await served.rows()
+    ours: dict[str, int] = {}
+    for row in rows.values():
+        for room in row.rooms:
+            ours[room] = ours.get(room, 0) + 1
+    held = [ours]
+    if served.configuration.server == "channels":
+        held.append(state["groups"])
+    else:
+        held.append(state["rooms"])
+    if served.configuration.socketio:
+        held.append(state["sio"])
+    return all(sizes == expected for sizes in held)
+
+
+async def http_passes_untouched(served: Served) -> None:
+    """A request that is no WebSocket is answered as ever, and is no connection of ours."""
+    keeps_alive = not served.configuration.server.startswith("websockets")
+    paths = ["/http", "/http"] if keeps_alive else ["/http"]
+    peer, answers = await served.get(*paths)
+    assert answers == [(200, b"ok")] * len(paths)
+    assert peer not in await served.rows()
+
+
+ROWS: tuple[Row, ...] = (
+    connections_are_seen_and_their_ends_too,
+    a_client_may_vanish_during_the_handshake,
+    a_pong_tells_the_latency,
+    a_handler_that_does_not_read_costs_nobody_the_connection,
+    buffered_bytes_are_what_is_not_acknowledged,
+    the_dead_are_gone_and_nothing_of_them_stays,
+    http_passes_untouched,
+)
