@@ -73,11 +73,15 @@ CONFIGURATIONS = [
 ]
 
 
-def lacks(configuration: Configuration, ability: Ability) -> bool:
-    """Whether a limit of this server is stated."""
-    return any(
-        limit.server == configuration.server
-        and limit.ability is ability
-        and (configuration.tls or not limit.only_tls)
+def limits_of(configuration: Configuration) -> list[Limit]:
+    """What is stated that this server cannot do."""
+    return [
+        limit
         for limit in LIMITS
-    )
+        if limit.server == configuration.server and (configuration.tls or not limit.only_tls)
+    ]
+
+
+def lacks(configuration: Configuration, ability: Ability) -> bool:
+    """Whether this ability is one of them."""
+    return any(limit.ability is ability for limit in limits_of(configuration))

@@ -26,6 +26,8 @@ class Outcomes:
         self.by_row: dict[str, BaseException | None] = {}
         self.state: dict[str, Any] = {}
         self.said = ""
+        self.notes: tuple[str, ...] = ()
+        """What `leakhunt status` says that cannot be done on this server."""
 
     def of(self, row: str) -> None:
         """Raise what the row raised."""
@@ -34,13 +36,15 @@ class Outcomes:
             raise problem
 
 
-async def _run_rows(served: Served) -> list[BaseException | None]:
+async def _run_rows(served: Served, outcomes: Outcomes) -> None:
     try:
         # The first connection starts the agent, so that all rows can ask it.
         first = await served.client("/")
         results = await asyncio.gather(*(row(served) for row in ROWS), return_exceptions=True)
         assert first.is_open
-        return results
+        for row, result in zip(ROWS, results, strict=True):
+            outcomes.by_row[row.__name__] = result
+        outcomes.notes = (await served.agent()).notes
     finally:
         await served.reset_all()
 
@@ -61,9 +65,7 @@ def outcomes(
     served = Served(configuration, tmp_path_factory.mktemp(configuration.id), certificate)
     try:
         outcomes = Outcomes(served)
-        results = asyncio.run(_run_rows(served))
-        for row, result in zip(ROWS, results, strict=True):
-            outcomes.by_row[row.__name__] = result
+        asyncio.run(_run_rows(served, outcomes))
         outcomes.state = served.end()
         outcomes.said = served.said()
         yield outcomes

@@ -66,7 +66,7 @@ class Served:
         words = self.process.stdout.readline().split()
         if words[:1] != ["ready"]:
             self.kill()
-            raise RuntimeError(f"{configuration.id} did not start:\n{self.said()}")
+            raise RuntimeError(f"{configuration.id} did not start: {self.said()[-400:]}")
         self.port = int(words[1])
 
     # Clients
