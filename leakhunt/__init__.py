@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from leakhunt.agent.statistics import Statistics
     from leakhunt.core.backpressure import Outcome, Policy
     from leakhunt.core.liveness import EvictReason, Liveness
-    from leakhunt.errors import ConnectionEnded, LeakhuntError, SendTimeout, SettingsError
+    from leakhunt.errors import (
+        ConnectionEnded,
+        LeakhuntError,
+        MountError,
+        SendTimeout,
+        SettingsError,
+    )
 
 __all__ = [
     "Agent",
@@ -35,6 +41,7 @@ __all__ = [
     "EvictReason",
     "LeakhuntError",
     "Liveness",
+    "MountError",
     "Outcome",
     "Policy",
     "SendTimeout",
@@ -52,6 +59,7 @@ _HOMES: Final = {
     "EvictReason": "leakhunt.core.liveness",
     "LeakhuntError": "leakhunt.errors",
     "Liveness": "leakhunt.core.liveness",
+    "MountError": "leakhunt.errors",
     "Outcome": "leakhunt.core.backpressure",
     "Policy": "leakhunt.core.backpressure",
     "SendTimeout": "leakhunt.errors",

@@ -51,12 +51,14 @@ class UvicornHandle(AsgiHandle):
 
 def handle_for(agent: Agent, protocol: Any) -> tuple[UvicornHandle, Callable[[Connection], None]]:
     """The handle for one of uvicorn's protocols, and what puts the hooks on it."""
+    # The legacy protocol takes 0 for "without a pause".
+    legacy = not hasattr(protocol, "close_sent")
     note_keepalive(
         agent,
         "uvicorn",
         getattr(protocol, "ping_interval", None),
         getattr(protocol, "ping_timeout", None),
-        off="--ws-ping-interval 0 (ws_ping_interval=None)",
+        off="uvicorn.Config(ws_ping_interval=None)" if legacy else "--ws-ping-interval 0",
     )
     return UvicornHandle(agent, protocol), functools.partial(_hook, protocol)
 

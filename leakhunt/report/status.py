@@ -49,6 +49,7 @@ def _agent(agent: AgentView) -> RenderableType:
     )
     table.add_row("guard", _guard(agent))
     parts: list[RenderableType] = [title, table]
+    parts += [Text(printable(f"note: {note}"), style="yellow") for note in agent.notes]
     if agent.loop.blocked and agent.loop.stack:
         parts += [Text("the event loop is blocked here:", style="red")]
         parts += [Text("  " + printable(line.rstrip())) for entry in agent.loop.stack
