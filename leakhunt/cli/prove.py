@@ -73,6 +73,14 @@ def prove(
         str | None,
         typer.Option(metavar="MESSAGE", help="What each client says first; {id} is its number."),
     ] = None,
+    answer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BEGINNING=REPLY",
+            help="What clients reply to text messages that begin so; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     chat_message: Annotated[
         str | None, typer.Option(metavar="MESSAGE", help="What chatting clients say.")
     ] = None,
@@ -157,6 +165,7 @@ def prove(
             "load": load,
             "within": within,
             "join": join,
+            "answer": answer or None,
             "chat-message": chat_message,
             "chat-interval": chat_interval,
             "slow-rate": slow_rate,

@@ -2,8 +2,8 @@
 
 Raw on purpose: no library stands between the death that we stage and the socket, and a
 client costs a few kilobytes. All clients of a process read into one shared buffer; what
-arrives is counted and dropped, except for control frames and (when latency is measured)
-small text messages.
+arrives is counted and dropped, except for control frames and (when latency is measured, or
+some are to be answered) small text messages.
 
 ::
 
@@ -37,7 +37,7 @@ from leakhunt.prove.tls import TlsLayer, client_context
 
 READ_BUFFER_BYTES: Final = 1 << 18
 KEEP_MESSAGE_BYTES: Final = 1 << 16
-"""Latency is measured on text messages up to this size."""
+"""Latency is measured on text messages up to this size, and they are answered."""
 
 MAX_UNSENT_BYTES: Final = 1 << 16
 """A client whose server does not read stops chatting above this, as a person would."""
@@ -58,6 +58,7 @@ class Shared:
         self.endpoint = parse_url(spec.url)
         self.on_closed = on_closed
         self.rng = rng
+        self.answers = [(beginning.encode(), reply) for beginning, reply in spec.answers]
         self.latency = Histogram()
         self.buffer = memoryview(bytearray(READ_BUFFER_BYTES))
         self.loop = asyncio.get_running_loop()
@@ -120,7 +121,8 @@ class Client(asyncio.BufferedProtocol):
         self._key = base64.b64encode(os.urandom(16)).decode()
         self._requested = False
         self._response: bytearray | None = bytearray()  # None when the handshake is done
-        self._parser = frames.FrameParser(KEEP_MESSAGE_BYTES if spec.sent_at_field else 0)
+        wanted = spec.sent_at_field or spec.answers
+        self._parser = frames.FrameParser(KEEP_MESSAGE_BYTES if wanted else 0)
         self._tls: TlsLayer | None = None
         self._transport: asyncio.Transport | None = None
         self._half_closed = False
@@ -286,12 +288,13 @@ class Client(asyncio.BufferedProtocol):
 
     def _frame(self, opcode: int, payload: bytes) -> None:
         if opcode == frames.TEXT:
-            self._measure(payload)
+            if self._shared.spec.sent_at_field:
+                self._measure(payload)
+            if self._shared.answers:
+                self._answer(payload)
         elif opcode == frames.PING:
             self.pings_received += 1
-            assert self._transport is not None
-            unsent = self._transport.get_write_buffer_size()
-            if self.answer_pings and unsent < MAX_UNSENT_BYTES and self._can_send():
+            if self._may_answer():
                 self._send_frame(frames.PONG, payload)
                 self.pings_answered += 1
         elif opcode == frames.CLOSE:
@@ -313,6 +316,19 @@ class Client(asyncio.BufferedProtocol):
             return
         if isinstance(sent_at, int | float) and self.last_received_at is not None:
             self._shared.latency.record(self.last_received_at - sent_at)
+
+    def _answer(self, payload: bytes) -> None:
+        """Reply to a message whose beginning is one of those that are answered."""
+        for beginning, reply in self._shared.answers:
+            if payload.startswith(beginning):
+                if self._may_answer():
+                    self.send_text(reply)
+                return
+
+    def _may_answer(self) -> bool:
+        assert self._transport is not None
+        unsent = self._transport.get_write_buffer_size()
+        return self.answer_pings and unsent < MAX_UNSENT_BYTES and self._can_send()
 
     def _chat(self) -> None:
         shared, spec = self._shared, self._shared.spec

@@ -317,6 +317,7 @@ def client_spec(scenario: Scenario, target: Target) -> ClientSpec:
         tls_ca=scenario.tls_ca,
         tls_insecure=scenario.tls_insecure,
         join=scenario.join,
+        answers=scenario.answers,
         load="chat" if scenario.load == "chat" else "push" if scenario.load == "push" else "idle",
         chat_interval_s=scenario.chat_interval_s,
         sent_at_field=scenario.sent_at,

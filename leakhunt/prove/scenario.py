@@ -69,6 +69,7 @@ class Scenario:
     """How long a started command may take until its port answers."""
 
     join: str | None = None
+    answers: tuple[tuple[str, str], ...] = ()
     chat_message: str | None = None
     chat_interval_s: float = 1.0
     sent_at: str | None = None
@@ -120,7 +121,7 @@ _CHURN_READERS: Final[Mapping[str, tuple[str, Any]]] = {
     "for": ("for_s", as_duration(0.1)),
     "stay": ("stay_s", as_duration(0.0)),
 }
-_SPECIAL: Final = ("death", "header", "command", "churn")
+_SPECIAL: Final = ("death", "header", "answer", "command", "churn")
 
 
 def load_scenario(path: str | Path) -> Scenario:
@@ -154,6 +155,8 @@ def override(scenario: Scenario, table: Mapping[str, Any], *, source: str) -> Sc
         changes["deaths"] = _deaths(source, table["death"])
     if "header" in table:
         changes["headers"] = _headers(source, table["header"])
+    if "answer" in table:
+        changes["answers"] = _answers(source, table["answer"])
     if "command" in table:
         changes["command"] = _command(source, table["command"])
     if "churn" in table:
@@ -234,22 +237,41 @@ def _deaths(source: str, value: Any) -> tuple[str, ...]:
 
 
 def _headers(source: str, value: Any) -> tuple[tuple[str, str], ...]:
+    pairs = [(name.strip(), text.strip()) for name, text in _pairs(source, "header", value)]
+    for name, text in pairs:
+        if not text.isprintable() or not name or not name.isascii() or set(name) & set(" :\r\n\t"):
+            raise ScenarioError(f"{source}: header {name!r}={text!r} is not a valid HTTP header")
+    return tuple(pairs)
+
+
+def _answers(source: str, value: Any) -> tuple[tuple[str, str], ...]:
+    pairs = _pairs(source, "answer", value)
+    for beginning, reply in pairs:
+        if not beginning:
+            raise ScenarioError(
+                f"{source}: answer='={reply}' answers every message",
+                hint="say how the messages begin that are to be answered, as in 2=3",
+            )
+    return tuple(pairs)
+
+
+def _pairs(source: str, key: str, value: Any) -> list[tuple[str, str]]:
+    """The pairs of a table, or of a list of ``NAME=VALUE``."""
     if isinstance(value, Mapping):
-        pairs = [(str(name), text) for name, text in value.items()]
+        pairs = list(value.items())
     elif isinstance(value, (list, tuple)):
         pairs = []
         for item in value:
             name, equals, text = str(item).partition("=")
             if not equals:
-                raise ScenarioError(f"{source}: header={item!r} is not NAME=VALUE")
-            pairs.append((name.strip(), text.strip()))
+                raise ScenarioError(f"{source}: {key}={item!r} is not NAME=VALUE")
+            pairs.append((name, text))
     else:
-        raise ScenarioError(f"{source}: header={value!r} is not a table or a list of NAME=VALUE")
+        raise ScenarioError(f"{source}: {key}={value!r} is not a table or a list of NAME=VALUE")
     for name, text in pairs:
-        text_ok = isinstance(text, str) and text.isprintable()
-        if not text_ok or not name or not name.isascii() or set(name) & set(" :\r\n\t"):
-            raise ScenarioError(f"{source}: header {name!r}={text!r} is not a valid HTTP header")
-    return tuple(pairs)
+        if not isinstance(text, str):
+            raise ScenarioError(f"{source}: {key} {name!r}={text!r} is not text")
+    return pairs
 
 
 def _command(source: str, value: Any) -> tuple[str, ...]:

@@ -117,7 +117,13 @@ class ClientSpec:
     chat_message: str = "leakhunt"
     """The text that a chatting client sends; ``{id}`` and ``{now}`` as in :attr:`join`."""
 
+    answers: tuple[tuple[str, str], ...] = ()
+    """(beginning, reply): a text message that begins so is answered; the first that fits. For
+    protocols with a handshake or heartbeat of their own in messages."""
+
     answer_pings: bool = True
+    """Whether pings are answered, and messages too."""
+
     read_rate_bytes_s: float | None = None
     """Read at most so many bytes a second off the wire (a slow reader)."""
 
@@ -164,5 +170,8 @@ class ClientSpec:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> ClientSpec:
         """What :meth:`to_json` gave."""
-        headers = tuple((str(name), str(text)) for name, text in fields["headers"])
-        return cls(**{**fields, "headers": headers})
+        pairs = {
+            name: tuple((str(one), str(other)) for one, other in fields[name])
+            for name in ("headers", "answers")
+        }
+        return cls(**{**fields, **pairs})

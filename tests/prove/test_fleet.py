@@ -144,6 +144,26 @@ async def test_join_and_chat_messages_arrive(any_server):
     assert 0 <= time.monotonic() - sent_at < 60
 
 
+async def test_messages_that_begin_so_are_answered(any_server):
+    """The first beginning that fits decides; a mute client answers none."""
+    server, trust = any_server
+
+    async def greet(connection: ServerConnection) -> None:
+        for message in ("2", b"2", "0{}", "nothing", "20", "0" * 100_000):
+            await connection.send(message)
+
+    server.on_open = greet
+    answers = (("0", "40"), ("2", "3 from {id}"), ("20", "never"))
+    async with Fleet() as fleet:
+        await fleet.group("answering", ClientSpec(server.url, answers=answers, **trust), 1)
+        await until(lambda: len(server.heard) >= 3, "three answers")
+        spec = ClientSpec(server.url, answers=answers, answer_pings=False, join="here", **trust)
+        await fleet.group("mute", spec, 1)
+        await until(lambda: "here" in server.heard, "the mute one is here")
+        await asyncio.sleep(0.1)
+    assert server.heard == ["3 from 1", "40", "3 from 1", "here"]
+
+
 async def test_what_arrives_is_counted_and_pings_are_answered(any_server):
     """Messages of every size, fragmented ones too, are counted; pings are answered."""
     server, trust = any_server

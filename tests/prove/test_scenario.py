@@ -32,12 +32,13 @@ def test_a_file(tmp_path: Path) -> None:
     path.write_text(
         'death = ["stall", "slow"]\nwithin = "500ms"\nclients = 7\nslow-rate = "20kB/s"\n'
         'header = { Cookie = "a=b" }\ncommand = "python s.py --port {port}"\nsent-at = "t"\n'
-        '[churn]\nwave = 5\nevery = "1s"\nfor = 10\n'
+        'answer = ["0=40", "2=3=4"]\n[churn]\nwave = 5\nevery = "1s"\nfor = 10\n'
     )
     scenario = load_scenario(path)
     assert scenario.deaths == ("stall", "slow")
     assert (scenario.within_s, scenario.clients, scenario.slow_bytes_s) == (0.5, 7, 20_000)
     assert scenario.headers == (("Cookie", "a=b"),)
+    assert scenario.answers == (("0", "40"), ("2", "3=4"))
     assert scenario.command == ("python", "s.py", "--port", "{port}")
     assert scenario.churn == Churn(wave=5, every_s=1.0, for_s=10.0)
     assert scenario.total_clients == 50
@@ -69,6 +70,10 @@ def test_options_win_over_the_file() -> None:
         ({"url": "ws://"}, "is not a WebSocket address"),
         ({"header": ["Cookie"]}, "header='Cookie' is not NAME=VALUE"),
         ({"header": ["A=b\r\nX: y"]}, "is not a valid HTTP header"),
+        ({"answer": ["2"]}, "answer='2' is not NAME=VALUE"),
+        ({"answer": "2=3"}, "answer='2=3' is not a table or a list of NAME=VALUE"),
+        ({"answer": {"2": 3}}, "answer '2'=3 is not text"),
+        ({"answer": ["=3"]}, "answer='=3' answers every message"),
         ({"slow-rate": "fast"}, "slow-rate='fast' is not a rate above zero"),
         ({"tls-insecure": "yes"}, "tls-insecure='yes' is not true or false"),
         ({"command": "'"}, "cannot be split"),
