@@ -1,0 +1,114 @@
+"""What the ``setup(app)`` of the frameworks share: one mount for an application, clear refusals."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from leakhunt.agent.agent import Agent
+from leakhunt.errors import MountError
+
+if TYPE_CHECKING:
+    from leakhunt.agent.connection import Connection
+
+log: Final = logging.getLogger("leakhunt")
+
+
+class Mount:
+    """What is mounted on one application: whose connections its WebSockets become."""
+
+    __slots__ = ("_agent", "_failed", "automatic", "own")
+
+    def __init__(
+        self, agent: Agent | None, settings: dict[str, Any], *, automatic: bool = False
+    ) -> None:
+        if agent is not None and settings:
+            raise MountError(
+                "an agent was given, and settings besides it: " + ", ".join(sorted(settings)),
+                hint="give the settings to Agent(...)",
+            )
+        self._agent = Agent(**settings) if settings else agent
+        self._failed = False
+        self.own = bool(settings)
+        """Whether the agent was made here, so that nobody else can start or close it."""
+        self.automatic = automatic
+        """Whether ``leakhunt run`` mounted it, so that a second one is no mistake."""
+
+    def agent(self) -> Agent | None:
+        """Who follows a connection that opens now; ``None``: nobody can, and that was logged."""
+        if self._agent is not None:
+            return self._agent
+        from leakhunt.agent.default import default_agent
+
+        try:
+            return default_agent()
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                log.warning("leakhunt follows no connection of this application: %s", error)
+            return None
+
+    def start(self) -> None:
+        """Start an agent that was made here on the running loop, before anybody connects."""
+        if self.own and self._agent is not None:
+            self._agent.safely(self._agent.start)
+
+    async def aclose(self) -> None:
+        """Let go of everything, if the agent was made here."""
+        if self.own and self._agent is not None:
+            try:
+                await self._agent.aclose()
+            except Exception:
+                log.exception("leakhunt failed to close; the server is not affected")
+
+    def replace(self, other: Mount, what: str) -> None:
+        """A second ``setup`` of the same application: the first that was in code counts."""
+        if other.automatic:
+            return
+        if not self.automatic:
+            agent = self._agent or other._agent
+            text = f"leakhunt is mounted on {what} already; the second setup() does nothing"
+            if agent is None:
+                log.warning(text)
+            else:
+                agent.say_once(text)
+            return
+        self._agent, self.own, self.automatic = other._agent, other.own, False
+
+
+OTHERS: Final = {
+    "aiohttp": "leakhunt.aiohttp.setup(app) takes the web.Application",
+    "sanic": "leakhunt.sanic.setup(app) takes the Sanic application",
+    "tornado": "leakhunt.tornado.setup(application) takes the web.Application",
+    "socketio": "leakhunt.socketio.attach(sio) takes the server",
+    "engineio": "leakhunt.socketio.attach(sio) takes the Socket.IO server",
+    "uvicorn": "mount on the ASGI application: leakhunt.asgi.Middleware(app)",
+    "fastapi": "app.add_middleware(leakhunt.asgi.Middleware)",
+    "starlette": "app.add_middleware(leakhunt.asgi.Middleware)",
+    "litestar": "Litestar(..., middleware=[leakhunt.asgi.Middleware])",
+    "quart": "app.asgi_app = leakhunt.asgi.Middleware(app.asgi_app)",
+    "channels": "application = leakhunt.asgi.Middleware(application)",
+    "django": "application = leakhunt.asgi.Middleware(application), in asgi.py",
+    "flask": "a WSGI application has no WebSockets: mount where they are served",
+}
+"""What to do with an object, by the package of its class."""
+
+
+def wrong_application(given: Any, call: str, wanted: str) -> MountError:
+    """The error for a ``setup`` on something else than its framework's application."""
+    kind = given if isinstance(given, type) else type(given)
+    hint = f"{call} takes the application: {call.replace('()', '(app)')}"
+    if isinstance(given, type):
+        hint = f"{call} takes an instance, not the class {given.__name__}"
+    else:
+        for base in kind.__mro__:
+            package = base.__module__.partition(".")[0]
+            if package in OTHERS:
+                hint = OTHERS[package]
+                break
+    return MountError(f"{call} takes {wanted}, not {given!r}", hint=hint)
+
+
+def leave_rooms(conn: Connection) -> None:
+    """The handler has ended: no room afterwards, adopted ones included."""
+    conn.agent.safely(conn.agent.rooms.leave_all, conn)
