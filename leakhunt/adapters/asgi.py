@@ -112,7 +112,7 @@ class Middleware:
 
     def _open(self, scope: Scope, receive: Receive, send: Send) -> Session | None:
         try:
-            known = scope.get(SCOPE_KEY) or _followed_already(send)
+            known = scope.get(SCOPE_KEY) or followed_already(send)
             if isinstance(known, Connection):
                 if not self.automatic and not scope.get(AUTOMATIC_KEY):
                     known.agent.note("asgi: the middleware is mounted twice; once is enough")
@@ -225,7 +225,7 @@ def open_session(agent: Agent, scope: Scope, receive: Receive, send: Send) -> Se
     return session
 
 
-def _followed_already(send: Send) -> Connection | None:
+def followed_already(send: Send) -> Connection | None:
     """The connection of a mount further out, found where the scope was made anew in between."""
     found = find_protocol(send)
     conn = None if found is None else getattr(found[0], "_leakhunt", None)
@@ -273,7 +273,7 @@ def _by_the_kernel(
 ) -> tuple[TransportHandle, str, None]:
     name = "granian" if granian else NAME
     peer = _peer(scope)
-    socket = None if scope.get("http_version") in ("2", "3") else _socket_of(agent, scope)
+    socket = None if scope.get("http_version") in ("2", "3") else socket_of(agent, scope)
     if socket is None:
         agent.note(
             f"{name}: this server shows neither transport nor socket of a connection; it is "
@@ -295,12 +295,12 @@ def _by_the_kernel(
 
 
 def _is_granian(send: Send) -> bool:
-    return any(type(one).__module__.startswith("granian") for one in _behind(send))
+    return any(type(one).__module__.startswith("granian") for one in behind(send))
 
 
 def find_protocol(send: Any) -> tuple[Any, str] | None:
     """The server's protocol object behind an ASGI ``send``, and the adapter for it."""
-    for one in _behind(send):
+    for one in behind(send):
         for base in type(one).__mro__:
             server = SERVERS.get(f"{base.__module__}.{base.__name__}")
             if server is not None:
@@ -308,7 +308,7 @@ def find_protocol(send: Any) -> tuple[Any, str] | None:
     return None
 
 
-def _behind(send: Any) -> Iterator[Any]:
+def behind(send: Any) -> Iterator[Any]:
     """Everything that a callable is bound to, wraps, or closes over, nearest first."""
     seen: set[int] = set()
     todo = [send]
@@ -348,7 +348,7 @@ def _peer(scope: Scope) -> str:
     return f"{client[0]}:{client[1]}" if client else "unknown"
 
 
-def _socket_of(agent: Agent, scope: Scope) -> kernel.BorrowedSocket | None:
+def socket_of(agent: Agent, scope: Scope) -> kernel.BorrowedSocket | None:
     client, server = scope.get("client"), scope.get("server")
     try:
         peer, local = kernel.plain_address(client), kernel.plain_address(server)
