@@ -163,18 +163,8 @@ def _accepted(websocket: Any, request: Any, writer: Any) -> None:
         transport = request.transport
         if agent is None or transport is None:
             return
-        websocket._leakhunt_transport = transport
-
-        def hook(conn: Connection) -> None:
-            websocket._leakhunt = conn
-            protocol = request.protocol
-            protocol._cache[KEY] = websocket
-            hook_protocol(protocol, transport, _telling_protocol)
-            if writer is not None:
-                writer._leakhunt = conn
-                writer.__class__ = followed(type(writer), _telling_writer)
-
-        conn = follow(agent, AiohttpHandle(agent, websocket), NAME, hook)
+        handle, hook = handle_for(agent, websocket, request, writer)
+        conn = follow(agent, handle, NAME, hook)
         if conn is None:
             return
         _CURRENT.set(conn)
@@ -189,6 +179,29 @@ def _accepted(websocket: Any, request: Any, writer: Any) -> None:
             )
     except Exception:
         log.warning("leakhunt cannot follow a WebSocket of aiohttp", exc_info=True)
+
+
+def handle_for(
+    agent: Agent, websocket: Any, request: Any, writer: Any
+) -> tuple[AiohttpHandle, Callable[[Connection], None]]:
+    """The handle for a WebSocket whose handshake is answered, and what puts the hooks on."""
+    transport = websocket._leakhunt_transport = request.transport
+
+    def hook(conn: Connection) -> None:
+        websocket._leakhunt = conn
+        protocol = request.protocol
+        protocol._cache[KEY] = websocket
+        hook_protocol(protocol, transport, _telling_protocol)
+        if writer is not None:
+            writer._leakhunt = conn
+            writer.__class__ = followed(_base_of(writer), _telling_writer)
+
+    return AiohttpHandle(agent, websocket), hook
+
+
+def _base_of(obj: Any) -> type[Any]:
+    """Its own class, also when it is followed already."""
+    return getattr(type(obj), "_leakhunt_base", type(obj))
 
 
 def _telling_protocol(base: type[Any]) -> type[Any]:

@@ -349,6 +349,7 @@ def _peer(scope: Scope) -> str:
 
 
 def socket_of(agent: Agent, scope: Scope) -> kernel.BorrowedSocket | None:
+    """The socket between the two addresses that the scope names; ``None``: there is none."""
     client, server = scope.get("client"), scope.get("server")
     try:
         peer, local = kernel.plain_address(client), kernel.plain_address(server)

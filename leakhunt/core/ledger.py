@@ -19,6 +19,9 @@ closed under it)."""
 RELEASED = "released"
 """Key of connections that were still open when the agent was closed."""
 
+UPGRADED = "upgraded"
+"""Key of connections that another one took over: Socket.IO's session goes on on a WebSocket."""
+
 
 @dataclass(slots=True)
 class Ledger:
@@ -26,7 +29,7 @@ class Ledger:
 
     opened: int = 0
     closed: dict[str, int] = field(default_factory=dict)
-    """By reason: ``closed``, ``lost``, or the value of an ``EvictReason``."""
+    """By reason: ``closed``, ``lost``, ``upgraded``, or the value of an ``EvictReason``."""
 
     def count_open(self) -> None:
         """A connection was opened."""

@@ -1,0 +1,533 @@
+"""One engine.io session: what the agent sees of it on either transport, and the hooks on it.
+
+On a WebSocket the session's handle passes everything on to the handle of the transport
+underneath. While it long-polls, or where no transport can be found, three things stand in:
+
+* a sign of life is any HTTP request of the session, and payload on its TCP connections;
+* the question is an engine.io PING packet, put into the session's queue: the next GET (or the
+  WebSocket) carries it to the client, whose PONG is a packet again;
+* what waits in the queue is what the client has not taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from leakhunt.adapters import tcp_handle
+from leakhunt.adapters.engineio_queue import SessionQueue
+from leakhunt.adapters.transport_handle import Reference, TransportHandle
+from leakhunt.agent import kernel
+from leakhunt.core import frames
+from leakhunt.core.liveness import EvictReason, Evidence
+
+if TYPE_CHECKING:
+    from leakhunt.adapters.engineio_wire import Wire, Wires
+    from leakhunt.agent.agent import Agent
+    from leakhunt.agent.connection import Connection
+
+log: Final = logging.getLogger("leakhunt")
+
+_QUESTION: Final = b"2"
+"""Stands for an engine.io PING packet where the agent wants a frame."""
+
+MOST_WIRES: Final = 8
+"""TCP connections remembered for one session; a browser opens up to six."""
+
+_ending: set[asyncio.Task[None]] = set()
+
+
+class Server(Protocol):
+    """What a session needs of the server that it belongs to."""
+
+    eio: Any
+    wires: Wires
+
+    def bodies(self, data: str | bytes) -> list[str | bytes]:
+        """A message as the data of one or several engine.io MESSAGE packets."""
+
+    def packet(self, packet_type: int, data: str | bytes | None) -> Any:
+        """A packet for a session's queue."""
+
+    def takes_messages(self, session: Any) -> bool:
+        """Whether the client is as far as to understand such a message."""
+
+    def on_websocket(self, session: Any, ws: Any, environ: dict[str, Any]) -> None:
+        """The session is on a WebSocket: from its begin, or from now on."""
+
+
+class Message(bytes):
+    """A message as WebSocket frames, and as the packets that they stand for."""
+
+    bodies: list[str | bytes]
+
+
+class SessionHandle(TransportHandle):
+    """See :class:`leakhunt.agent.handle.ConnectionHandle`."""
+
+    __slots__ = (
+        "_asked",
+        "_ended",
+        "attachments",
+        "counts_in",
+        "counts_out",
+        "inner",
+        "server",
+        "sid",
+        "wires",
+    )
+
+    def __init__(self, agent: Agent, server: Server, session: Any) -> None:
+        super().__init__(agent, session)
+        self.reference = Reference(session, _collected)
+        self.reference.agent = agent
+        self.reference.connection_id = 0
+        self.server = server
+        self.sid: str = session.sid
+        self.inner: TransportHandle | None = None
+        """The handle of the WebSocket's transport."""
+        self.counts_in = True
+        """Whether messages of the WebSocket are counted here, and not by a mount further out."""
+        self.counts_out = True
+        self.wires: dict[int, Wire] = {}
+        """What its requests came over, the last one last."""
+        self.attachments = 0
+        """Binary frames that still belong to the message that was written last."""
+        self._asked = False
+        """Whether a PING of ours is in the queue, or not answered yet."""
+        self._ended = False
+
+    @property
+    def _pings_frames(self) -> bool:
+        return self.inner is not None and self.inner.asks
+
+    def tell_inner(self, what: str) -> None:
+        """A handle below ASGI asks for it: its handshake is over, or its application has ended.
+
+        Not where a middleware further out counts, and says it.
+        """
+        if self.counts_in and hasattr(self.inner, what):
+            setattr(self.inner, what, True)
+
+    # Wires
+
+    @contextlib.contextmanager
+    def request(self, environ: dict[str, Any]) -> Iterator[None]:
+        """The time of one HTTP request of the session, or of its WebSocket."""
+        wire: Wire | None = None
+        try:
+            self.alive()
+            if self.inner is None:
+                wire = self._wire(environ)
+        except Exception as error:
+            self.reference.agent.say_once(f"leakhunt does not see a request of socketio: {error}")
+            log.debug("request not seen", exc_info=True)
+        try:
+            yield
+        finally:
+            if wire is not None:
+                wire.in_flight -= 1
+
+    def seen(self, environ: dict[str, Any]) -> None:
+        """The request that opened the session, which is about to be answered."""
+        wire = self._wire(environ)
+        if wire is not None:
+            wire.in_flight -= 1
+
+    def alive(self) -> None:
+        """The client has sent something."""
+        self._asked = False
+        conn = None if self.conn_ref is None else self.conn_ref()
+        if conn is not None:
+            conn.received_at = conn.agent.clock()
+
+    def _wire(self, environ: dict[str, Any]) -> Wire | None:
+        wire = self.server.wires.of(self.reference.agent, environ)
+        if wire is None:
+            return None
+        wire.in_flight += 1
+        wire.owner = weakref.ref(self)
+        self.wires.pop(id(wire), None)
+        self.wires[id(wire)] = wire
+        if len(self.wires) > MOST_WIRES:
+            for key, other in list(self.wires.items()):
+                if not other.in_flight and len(self.wires) > MOST_WIRES:
+                    del self.wires[key]
+        return wire
+
+    def _own(self) -> list[tuple[Wire, Any]]:
+        """Its open TCP connections, with their transports."""
+        pairs = [
+            (wire, wire.transport()) for wire in list(self.wires.values()) if wire.belongs_to(self)
+        ]
+        return [pair for pair in pairs if pair[1] is not None]
+
+    # What it is
+
+    @property
+    def object(self) -> Any:
+        session = self.reference()
+        return session if session is not None or self.inner is None else self.inner.object
+
+    def transport(self) -> Any:
+        """Of a WebSocket its own, else the one with most that the client has not taken."""
+        if self.inner is not None:
+            return self.inner.transport()
+        best, most = None, -1
+        for _, transport in self._own():
+            sock = tcp_handle.socket_of(transport)
+            waiting = tcp_handle.buffered(transport)
+            waiting += (sock and kernel.unacked_bytes(sock)) or 0
+            if waiting >= most:
+                best, most = transport, waiting
+        return best
+
+    @property
+    def peer(self) -> str:
+        return super().peer if self.inner is None else self.inner.peer
+
+    @property
+    def local(self) -> str:
+        return super().local if self.inner is None else self.inner.local
+
+    @property
+    def tls(self) -> bool:
+        return super().tls if self.inner is None else self.inner.tls
+
+    def is_closing(self) -> bool:
+        session = self.reference()
+        if session is None or session.closing or session.closed:
+            return True
+        return self.inner is not None and self.inner.is_closing()
+
+    def is_gone(self) -> bool:
+        if self.inner is not None:
+            return self.inner.is_gone()
+        session = self.reference()
+        return session is None or session.closed
+
+    # Witnesses
+
+    def data_at(self, now: float) -> float | None:
+        if self.inner is not None:
+            return self.inner.data_at(now)
+        ages = []
+        for _, transport in self._own():
+            sock = tcp_handle.socket_of(transport)
+            age = None if sock is None else kernel.data_age(sock)
+            if age is not None:
+                ages.append(age)
+        return now - min(ages) if ages else None
+
+    def evidence(self, now: float) -> Evidence:
+        if self.inner is not None:
+            return self.inner.evidence(now)
+        transport = self.transport()
+        if transport is None:
+            return Evidence()
+        evidence = tcp_handle.evidence_of(transport, now)
+        return dataclasses.replace(evidence, data_at=self.data_at(now))
+
+    def transport_buffered(self) -> int:
+        if self.inner is not None:
+            return self.inner.transport_buffered()
+        return sum(tcp_handle.buffered(transport) for _, transport in self._own())
+
+    def kernel_buffered(self) -> int | None:
+        if self.inner is not None:
+            return self.inner.kernel_buffered()
+        known = []
+        for _, transport in self._own():
+            sock = tcp_handle.socket_of(transport)
+            waiting = None if sock is None else kernel.unacked_bytes(sock)
+            if waiting is not None:
+                known.append(waiting)
+        return sum(known) if known else None
+
+    def framework_queue(self) -> tuple[int, int]:
+        session = self.reference()
+        queue = None if session is None else session.queue
+        return (queue.messages, queue.bytes) if isinstance(queue, SessionQueue) else (0, 0)
+
+    # Writing
+
+    def ping_frame(self, payload: bytes) -> bytes:
+        inner = self.inner
+        return inner.ping_frame(payload) if inner is not None and inner.asks else _QUESTION
+
+    def frame(self, data: str | bytes) -> bytes:
+        if not isinstance(data, str | bytes | bytearray | memoryview):
+            raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
+        bodies = self.server.bodies(data if isinstance(data, str) else bytes(data))
+        message = Message(b"".join(frames.message_frame(_packed(body)) for body in bodies))
+        message.bodies = bodies
+        return message
+
+    def is_busy(self) -> bool:
+        return self.attachments > 0 and not self.is_closing()
+
+    async def not_busy(self) -> None:
+        await asyncio.sleep(0.01)
+
+    def write(self, frame: bytes) -> bool:
+        session = self.reference()
+        if session is None or self.is_closing():
+            return False
+        inner = self.inner
+        if not isinstance(frame, Message):
+            return inner.write(frame) if inner is not None and inner.asks else self._ask(session)
+        if not self.server.takes_messages(session):
+            return False
+        if inner is None:
+            for body in frame.bodies:
+                session.queue.put_nowait(self.server.packet(_MESSAGE, body))
+            return True
+        if type(inner).frame is TransportHandle.frame:
+            return inner.write(frame)
+        written = [inner.write(inner.frame(_packed(body))) for body in frame.bodies]
+        return all(written)
+
+    def write_message(self, data: str | bytes, frame: bytes) -> bool:
+        return self.write(frame)
+
+    def _ask(self, session: Any) -> bool:
+        if not self._asked:
+            self._asked = True
+            session.queue.put_nowait(self.server.packet(_PING, None))
+        return True
+
+    def hurry(self, *, on: bool) -> None:
+        if self.inner is not None:
+            self.inner.hurry(on=on)
+
+    # The end
+
+    def descriptor(self) -> kernel.Descriptor | None:
+        if self.inner is not None:
+            return self.inner.descriptor()
+        own = self._own()
+        open_ones = [transport for wire, transport in own if wire.in_flight] or [
+            transport for _, transport in own
+        ]
+        sock = tcp_handle.socket_of(open_ones[-1]) if open_ones else None
+        return None if sock is None else kernel.descriptor_of(sock)
+
+    def abort(self) -> None:
+        """Reset its TCP connections, and end the session: engine.io would do only the latter."""
+        agent = self.reference.agent
+        for wire, _ in self._own():
+            agent.safely(wire.reset)
+        if self.inner is not None:
+            agent.safely(self.inner.abort)
+        session = self.reference()
+        if session is None or self._ended:
+            return
+        self._ended = True
+        conn = None if self.conn_ref is None else self.conn_ref()
+        ending = _end(self.server, session, None if conn is None else conn.evicted)
+        task = asyncio.get_running_loop().create_task(ending)
+        _ending.add(task)
+        task.add_done_callback(_ending.discard)
+
+    def release(self) -> None:
+        session = self.reference()
+        base = getattr(type(session), "_leakhunt_base", None)
+        if base is not None:
+            session.__class__ = base
+        if self.inner is not None:
+            self.inner.release()
+
+
+def _collected(reference: weakref.ref[Any]) -> None:
+    """The session is gone and nobody said that it ended; a WebSocket tells its own end."""
+    assert isinstance(reference, Reference)
+    agent = reference.agent
+    conn = agent.find(reference.connection_id)
+    if conn is not None and getattr(conn.handle, "inner", None) is None:
+        agent.safely(agent.lost, conn)
+
+
+_PING: Final = 2
+_PONG: Final = 3
+_MESSAGE: Final = 4
+
+
+def _packed(body: str | bytes) -> str | bytes:
+    """A message's data as it goes over a WebSocket: text behind the packet's type."""
+    return f"{_MESSAGE}{body}" if isinstance(body, str) else body
+
+
+async def _end(server: Server, session: Any, reason: EvictReason | None) -> None:
+    """End an evicted session: its disconnect event fires, once, and nothing of it is kept."""
+    try:
+        reasons = getattr(server.eio, "reason", None)  # engine.io has them since 4.10
+        if reasons is None:
+            await session.close(wait=False, abort=True)
+        else:
+            ours = reason in (EvictReason.OVERFLOW, EvictReason.OPERATOR)
+            why = reasons.SERVER_DISCONNECT if ours else reasons.PING_TIMEOUT
+            await session.close(wait=False, abort=True, reason=why)
+    except Exception:
+        log.exception("leakhunt could not end a session of engine.io")
+    finally:
+        if server.eio.sockets.get(session.sid) is session:
+            del server.eio.sockets[session.sid]
+        session.queue.put_nowait(None)  # whoever waits for the next packet
+
+
+# Hooks
+
+
+def telling(base: type[Any]) -> type[Any]:
+    """A class of engine.io's sessions whose methods tell the connection what passes."""
+
+    class Telling(base):  # type: ignore[misc]
+        async def handle_get_request(self, environ: dict[str, Any]) -> Any:
+            if "HTTP_UPGRADE" in environ:
+                self._leakhunt_environ = environ
+            handle = handle_of(self)
+            if handle is None:
+                return await super().handle_get_request(environ)
+            with handle.request(environ):
+                return await super().handle_get_request(environ)
+
+        async def handle_post_request(self, environ: dict[str, Any]) -> Any:
+            handle = handle_of(self)
+            if handle is None:
+                return await super().handle_post_request(environ)
+            with handle.request(environ):
+                with contextlib.suppress(ValueError):
+                    self._leakhunt.bytes_in += int(environ.get("CONTENT_LENGTH", "0"))
+                return await super().handle_post_request(environ)
+
+        async def receive(self, pkt: Any) -> None:
+            handle = handle_of(self)
+            if handle is not None:
+                self._leakhunt.agent.safely(_received, handle, self._leakhunt, pkt)
+            await super().receive(pkt)
+
+        async def check_ping_timeout(self) -> bool:
+            conn = self._leakhunt
+            if (
+                conn is not None
+                and not self.closed
+                and conn.agent.safely(_look_at_ping, self, conn)
+                and not self._leakhunt_late
+            ):
+                return True
+            return await super().check_ping_timeout()  # type: ignore[no-any-return]
+
+        async def _websocket_handler(self, ws: Any) -> None:
+            environ = self.__dict__.pop("_leakhunt_environ", None)
+            if environ is None:
+                await super()._websocket_handler(ws)
+                return
+            if not self.connected:
+                self._leakhunt_server.on_websocket(self, ws, environ)
+            try:
+                await super()._websocket_handler(Pipe(self, ws, environ))
+            finally:
+                handle = handle_of(self)
+                if handle is not None:
+                    handle.tell_inner("finished")
+
+    return Telling
+
+
+def handle_of(session: Any) -> SessionHandle | None:
+    """The handle of a session that is followed now."""
+    conn: Connection | None = getattr(session, "_leakhunt", None)
+    if conn is None or conn._ended or not isinstance(conn.handle, SessionHandle):
+        return None
+    return conn.handle
+
+
+def _received(handle: SessionHandle, conn: Connection, pkt: Any) -> None:
+    handle.alive()
+    if pkt.packet_type == _PONG and conn._nonce and not handle._pings_frames:
+        conn.pong(conn._nonce)  # engine.io's packets carry nothing back
+    elif pkt.packet_type == _MESSAGE and (handle.inner is None or handle.counts_in):
+        conn.messages_in += 1
+
+
+def _look_at_ping(session: Any, conn: Connection) -> None:
+    """Whether engine.io's own ping is overdue: in monotonic time, during which we could look.
+
+    engine.io compares the wall clock, and after a stall of the loop it drops everybody.
+    """
+    session._leakhunt_late = True
+    if conn._ended or conn.agent.settings.mode == "observe":
+        return
+    now = conn.agent.clock()
+    heartbeat = conn.agent._heartbeat
+    stalled = 0.0 if heartbeat is None else heartbeat._stalled_by(now)
+    if getattr(session, "_leakhunt_ping", None) != session.last_ping:
+        session._leakhunt_ping = session.last_ping
+        session._leakhunt_asked = (now, stalled)
+    at, before = session._leakhunt_asked
+    session._leakhunt_late = now - at - (stalled - before) > session.server.ping_timeout
+
+
+class Pipe:
+    """engine.io's wrapper of a WebSocket, seen in passing."""
+
+    def __init__(self, session: Any, ws: Any, environ: dict[str, Any]) -> None:
+        self._session = session
+        self._ws = ws
+        self._environ = environ
+        self._seen = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ws, name)
+
+    async def wait(self) -> Any:
+        """The next packet of the client."""
+        session = self._session
+        if session.upgraded and not self._seen:
+            # The first packet after the handshakes, engine.io's own included.
+            self._seen = True
+            if isinstance(session.queue, SessionQueue):
+                session.queue.written_in_parts = True
+            session._leakhunt_server.on_websocket(session, self._ws, self._environ)
+        data = await self._ws.wait()
+        handle = handle_of(session)
+        if handle is not None:
+            handle.alive()
+        return data
+
+    async def send(self, message: str | bytes) -> None:
+        """Write one packet."""
+        session = self._session
+        handle = handle_of(session)
+        if handle is not None:
+            handle.attachments = _attachments_after(handle.attachments, message)
+        is_message = isinstance(message, bytes) or message.startswith(str(_MESSAGE))
+        try:
+            await self._ws.send(message)
+        finally:
+            if is_message and isinstance(session.queue, SessionQueue):
+                session.queue.written()
+        if handle is not None and handle.counts_out:
+            conn = session._leakhunt
+            conn.messages_out += 1
+            conn.bytes_out += frames.frame_size(len(message))
+
+    async def close(self) -> None:
+        """Close the WebSocket."""
+        await self._ws.close()
+
+
+def _attachments_after(before: int, message: str | bytes) -> int:
+    """How many attachments (Socket.IO protocol, binary events) follow after this packet."""
+    if not isinstance(message, str):
+        return max(before - 1, 0)
+    if message[:2] in ("45", "46"):
+        count, dash, _ = message[2:8].partition("-")
+        if dash and count.isdecimal():
+            return int(count)
+    return 0
