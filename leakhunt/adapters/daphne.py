@@ -43,7 +43,8 @@ class TwistedTransport:
     def __init__(self, outer: Any) -> None:
         self._outer = outer
         raw = outer
-        while hasattr(raw, "transport") and not hasattr(raw, "_tempDataBuffer"):
+        # By its own attributes: a TLS transport passes the inner one's on.
+        while "_tempDataBuffer" not in vars(raw) and hasattr(raw, "transport"):
             raw = raw.transport
         self._raw = raw
 
