@@ -13,7 +13,7 @@ import os
 import sys
 
 MOUNTS = {
-    "aiohttp.web_runner": "aiohttp",
+    "aiohttp.web": "aiohttp",
     "channels.layers": "channels",
     "daphne.server": "daphne",
     "granian.asgi": "granian",

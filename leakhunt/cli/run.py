@@ -67,12 +67,12 @@ def main(args: Sequence[str]) -> int:
         if options is None:
             sys.stdout.write(HELP)
             return 0
-        chosen = {**os.environ, **options}
-        settings = settings_from(chosen, spoken=SPOKEN)
+        given = as_started()
+        settings = settings_from({**given, **options}, spoken=SPOKEN)
         file, words = find(command)
-        for warning in (*unknown_variables(os.environ), *out_of_reach(words)):
+        for warning in (*unknown_variables(given), *out_of_reach(words)):
             say(f"warning: {warning}")
-        become(file, words, environment(os.environ, variables_from(settings)))
+        become(file, words, environment(given, variables_from(settings)))
     except LeakhuntError as error:
         print_error(error)
         return 2
@@ -163,6 +163,22 @@ def out_of_reach(words: Sequence[str]) -> Iterator[str]:
                 break
         if word[-1] in "cm":
             return
+
+
+def as_started() -> dict[str, str]:
+    """The environment that this process was started with.
+
+    Where there is no locale Python sets ``LC_CTYPE`` for itself and its children (PEP 538); the
+    command shall decide that for itself.
+    """
+    environ = dict(os.environ)
+    try:
+        started_with = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        return environ  # not Linux: nobody tells
+    if not any(line.startswith(b"LC_CTYPE=") for line in started_with):
+        environ.pop("LC_CTYPE", None)
+    return environ
 
 
 def environment(environ: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:

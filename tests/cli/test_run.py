@@ -544,11 +544,20 @@ def test_the_neighbour_of_our_own_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MOUNTS)
-def test_every_mount_is_there(module: str) -> None:
-    """Each module that is waited for exists in its framework, and its adapter mounts silently."""
+def test_every_mount_is_silent_and_imports_nothing_else(module: str) -> None:
+    """Each module is there, its adapter mounts, and no package is imported but ours, in its order.
+
+    What leakhunt needs itself is of the standard library, which its import may bring earlier.
+    """
     code = (
         f"import {module}, sys\n"
-        f"print(callable(sys.modules['leakhunt.adapters.{MOUNTS[module]}'].auto_mount))"
+        f"known = sys.modules.get('leakhunt.adapters.{MOUNTS[module]}')\n"
+        "print(known and callable(known.auto_mount))\n"
+        "ours = {'leakhunt', *sys.stdlib_module_names}\n"
+        "print(*(name for name in sys.modules if name.partition('.')[0] not in ours), sep='\\n')"
     )
+    expected = done(PYTHON, "-c", code)
     got = done(*RUN, "--", PYTHON, "-c", code)
-    assert (got.returncode, got.stdout, got.stderr) == (0, "True\n", "")
+    assert (got.returncode, got.stderr) == (0, expected.stderr)
+    assert expected.stdout.startswith("None\n")
+    assert got.stdout == expected.stdout.replace("None", "True", 1)
