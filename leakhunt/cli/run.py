@@ -176,8 +176,10 @@ def as_started() -> dict[str, str]:
         started_with = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:
         return environ  # not Linux: nobody tells
-    if not any(line.startswith(b"LC_CTYPE=") for line in started_with):
-        environ.pop("LC_CTYPE", None)
+    environ.pop("LC_CTYPE", None)
+    for line in started_with:
+        if line.startswith(b"LC_CTYPE="):
+            environ["LC_CTYPE"] = os.fsdecode(line.partition(b"=")[2])
     return environ
 
 

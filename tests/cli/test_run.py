@@ -123,9 +123,14 @@ def test_nothing_is_different(form: str, path: str | None, program: Path) -> Non
     assert json.loads(got.stdout) == json.loads(expected.stdout)
 
 
-def test_only_our_variables_are_new() -> None:
+@pytest.mark.parametrize("locale", [{}, {"LC_CTYPE": "C"}, {"LC_ALL": "C"}, {"LANG": "C.UTF-8"}])
+def test_only_our_variables_are_new(locale: dict[str, str]) -> None:
     """The environment of the command has the settings and the way in, nothing else."""
-    before = {name: value for name, value in os.environ.items() if not name.startswith("LEAKHUNT_")}
+    before = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LEAKHUNT_", "LC_", "LANG"))
+    } | locale
     listed = subprocess.run(
         [*RUN, "--observe", "--", "env", "-0"], capture_output=True, text=True, check=True,
         timeout=30, env={**before, "PYTHONPATH": "x"},
@@ -274,11 +279,13 @@ def test_the_dead_are_evicted_and_only_watched_with_observe(
             watched.recv(1)
 
 
+@pytest.mark.parametrize(("options", "mode"), [([], "enforce"), (["--observe"], "observe")])
 def test_mounted_in_the_code_too_is_one_agent(
-    start: Started, capsys: pytest.CaptureFixture[str]
+    start: Started, capsys: pytest.CaptureFixture[str], options: list[str], mode: str
 ) -> None:
-    """A program that mounts its own agent keeps it, and it is the only one."""
-    process = start(*RUN, "--evict-after", "9", "--", PYTHON, str(HERE / "real_server.py"))
+    """A program that mounts its own agent keeps it; it is the only one, and observes if told to."""
+    words = ("--evict-after", "9", *options, "--", PYTHON, str(HERE / "real_server.py"))
+    process = start(*RUN, *words)
     assert process.stdout is not None
     port = int(process.stdout.readline())
     with connect(f"ws://127.0.0.1:{port}") as client:
@@ -286,6 +293,7 @@ def test_mounted_in_the_code_too_is_one_agent(
         assert client.recv(timeout=20) == "joined"
         [agent] = agents(process, capsys)
         assert agent["name"] == "game"
+        assert agent["mode"] == mode
         assert agent["settings"]["evict_after_s"] == 20.0
         assert agent["ledger"]["believed"] == 1
         assert agent["rooms"]["memberships"] == 1
@@ -473,6 +481,13 @@ def test_an_old_python_runs_without_us(tmp_path: Path) -> None:
         "leakhunt: not mounted, the server runs without it: "
         "RuntimeError: it needs Python 3.11, this is 3.9\n"
     )
+
+
+def test_the_docs_have_every_module_and_option() -> None:
+    """docs/run.md lists each module that is mounted, and each option."""
+    text = (ROOT / "docs" / "run.md").read_text()
+    for name in (*MOUNTS, *command.VALUED, "--observe"):
+        assert f"`{name}" in text, name
 
 
 # --- what cannot be done --------------------------------------------------------------------
