@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from statistics import median
 
+from leakhunt.collect.sockets import dump_tcp
 from tests.adapters.contract.capabilities import Ability, lacks
 from tests.adapters.contract.raw_client import RawClient
 from tests.adapters.contract.served import EVICT_AFTER, Served, until
@@ -180,16 +181,14 @@ async def _compare_buffers(served: Served, client: RawClient) -> None:
     else:
         assert abs(told - truth) <= 0.1 * truth, (told, truth, row)
     if not served.configuration.tls:
-        mine = await asyncio.to_thread(_unread_by, client)
+        mine = await asyncio.to_thread(_unread_by, client, served.port)
         assert abs(before + BIG - client.plain_bytes - mine - truth) <= 0.1 * truth
 
 
-def _unread_by(client: RawClient) -> int:
+def _unread_by(client: RawClient, server_port: int) -> int:
     """What the client's own kernel says that it has and nobody read."""
-    from leakhunt.collect.sockets import dump_tcp
-
-    (sample,) = dump_tcp(int(client.peer.rpartition(":")[2]))
-    return sample.recv_queue_bytes
+    mine = dump_tcp(int(client.peer.rpartition(":")[2]))
+    return sum(sample.recv_queue_bytes for sample in mine if sample.peer[1] == server_port)
 
 
 async def the_dead_are_gone_and_nothing_of_them_stays(served: Served) -> None:
