@@ -71,8 +71,10 @@ class SessionHandle(TransportHandle):
     """See :class:`leakhunt.agent.handle.ConnectionHandle`."""
 
     __slots__ = (
+        "__weakref__",
         "_asked",
         "_ended",
+        "_names",
         "attachments",
         "counts_in",
         "counts_out",
@@ -98,6 +100,8 @@ class SessionHandle(TransportHandle):
         """What its requests came over, the last one last."""
         self.attachments = 0
         """Binary frames that still belong to the message that was written last."""
+        self._names = ("unknown", "unknown", False)
+        """Peer, local address and TLS of the last request."""
         self._asked = False
         """Whether a PING of ours is in the queue, or not answered yet."""
         self._ended = False
@@ -151,6 +155,13 @@ class SessionHandle(TransportHandle):
         if wire is None:
             return None
         wire.in_flight += 1
+        transport = wire.transport()
+        if transport is not None:
+            self._names = (
+                tcp_handle.address(transport.get_extra_info("peername")),
+                tcp_handle.address(transport.get_extra_info("sockname")),
+                transport.get_extra_info("sslcontext") is not None,
+            )
         wire.owner = weakref.ref(self)
         self.wires.pop(id(wire), None)
         self.wires[id(wire)] = wire
@@ -189,15 +200,15 @@ class SessionHandle(TransportHandle):
 
     @property
     def peer(self) -> str:
-        return super().peer if self.inner is None else self.inner.peer
+        return self._names[0] if self.inner is None else self.inner.peer
 
     @property
     def local(self) -> str:
-        return super().local if self.inner is None else self.inner.local
+        return self._names[1] if self.inner is None else self.inner.local
 
     @property
     def tls(self) -> bool:
-        return super().tls if self.inner is None else self.inner.tls
+        return self._names[2] if self.inner is None else self.inner.tls
 
     def is_closing(self) -> bool:
         session = self.reference()
@@ -462,6 +473,9 @@ def _look_at_ping(session: Any, conn: Connection) -> None:
     """
     session._leakhunt_late = True
     if conn._ended or conn.agent.settings.mode == "observe":
+        return
+    if not session.last_ping:
+        session._leakhunt_late = False
         return
     now = conn.agent.clock()
     heartbeat = conn.agent._heartbeat
