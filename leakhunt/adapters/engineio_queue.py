@@ -97,9 +97,16 @@ class SessionQueue(asyncio.Queue[Any]):
         if self.conn is None or self.conn._ended:
             return False
         bounds = self.conn.agent.settings.bounds
-        return (
-            self.messages > times * bounds.queue_messages or self.bytes > times * bounds.queue_bytes
-        )
+        if self.messages > times * bounds.queue_messages:
+            return True
+        if self.bytes <= times * bounds.queue_bytes:
+            return False
+        # One message may be as large as it likes, so that it can be sent at all.
+        return self.bytes - self._first() > times * bounds.queue_bytes
+
+    def _first(self) -> int:
+        """Bytes of the message whose turn it is."""
+        return next((size for sizes in (self._taken, self._sizes) for size in sizes if size), 0)
 
     def _look(self, turns: int, until: float) -> None:
         loop = asyncio.get_running_loop()

@@ -495,6 +495,8 @@ class Pipe:
         self._ws = ws
         self._environ = environ
         self._seen = False
+        self._writes_at_once = "aiohttp.request" in environ
+        """aiohttp writes before it waits for room, ASGI servers afterwards."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ws, name)
@@ -520,12 +522,17 @@ class Pipe:
         handle = handle_of(session)
         if handle is not None:
             handle.attachments = _attachments_after(handle.attachments, message)
-        is_message = isinstance(message, bytes) or message.startswith(str(_MESSAGE))
+        queue: SessionQueue | None = None
+        if isinstance(message, bytes) or message.startswith(str(_MESSAGE)):
+            queue = session.queue if isinstance(session.queue, SessionQueue) else None
+        if queue is not None and self._writes_at_once:
+            queue.written()
+            queue = None
         try:
             await self._ws.send(message)
         finally:
-            if is_message and isinstance(session.queue, SessionQueue):
-                session.queue.written()
+            if queue is not None:
+                queue.written()
         if handle is not None and handle.counts_out:
             conn = session._leakhunt
             conn.messages_out += 1
