@@ -93,7 +93,10 @@ class Middleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "websocket":
-            await self.app(scope, receive, send)
+            if scope["type"] == "lifespan":
+                await self._live(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
             return
         session = self._open(scope, receive, send)
         if session is None:
@@ -110,6 +113,30 @@ class Middleware:
         finally:
             conn.agent.safely(session.finish)
 
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server's life: ``leakhunt status`` finds the agent before anybody connects."""
+        agent = None
+        try:
+            agent = self._its_agent()
+            agent.start()
+        except Exception:
+            log.debug("not started with the server", exc_info=True)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if agent is not None and not agent.open_connections:
+                try:
+                    await agent.aclose()
+                except Exception:
+                    log.exception("leakhunt failed to close; the server is not affected")
+
+    def _its_agent(self) -> Agent:
+        if self.agent is not None:
+            return self.agent
+        from leakhunt.agent.default import default_agent
+
+        return default_agent()
+
     def _open(self, scope: Scope, receive: Receive, send: Send) -> Session | None:
         try:
             known = scope.get(SCOPE_KEY) or followed_already(send)
@@ -117,12 +144,7 @@ class Middleware:
                 if not self.automatic and not scope.get(AUTOMATIC_KEY):
                     known.agent.note("asgi: the middleware is mounted twice; once is enough")
                 return None
-            agent = self.agent
-            if agent is None:
-                from leakhunt.agent.default import default_agent
-
-                agent = default_agent()
-            return open_session(agent, scope, receive, send)
+            return open_session(self._its_agent(), scope, receive, send)
         except Exception as error:
             _say_once(f"leakhunt cannot follow a connection, which goes on without it: {error}")
             log.debug("not followed", exc_info=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from typing import Final
 
 from leakhunt.agent.agent import Agent, living_agents
@@ -16,20 +17,32 @@ from leakhunt.agent.environment import settings_from
 
 log: Final = logging.getLogger("leakhunt")
 
-_default: Agent | None = None
+_made: Final[dict[bool, Agent]] = {}
+"""The agents made here, by whether they serve threads."""
+
+_lock: Final = threading.Lock()
 
 
-def default_agent() -> Agent:
+def default_agent(*, threads: bool = False) -> Agent:
     """The program's own agent, its first if it has several; else one made from the environment.
+
+    An agent serves one event loop, and a threaded server brings none: with ``threads`` it is
+    another one, with a loop of its own.
 
     Raises:
         SettingsError: a variable is out of its range.
     """
-    global _default
-    own = [agent for agent in living_agents() if not agent.is_default]
-    if own:
-        return own[0]
-    if _default is None:
-        _default = Agent(name="default", **settings_from(os.environ))
-        _default.is_default = True
-    return _default
+    with _lock:
+        own = [
+            agent
+            for agent in living_agents()
+            if not agent.is_default and (agent.own_loop is not None) is threads
+        ]
+        if own:
+            return own[0]
+        made = _made.get(threads)
+        if made is None:
+            name = "default-threads" if threads else "default"
+            made = _made[threads] = Agent(name=name, **settings_from(os.environ))
+            made.is_default = True
+        return made

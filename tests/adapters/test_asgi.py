@@ -30,7 +30,8 @@ async def uvicorn_serving(app: Any, **options: Any) -> AsyncIterator[int]:
     import uvicorn
 
     options = {"ws": "websockets-sansio", "ws_ping_interval": None, **options}
-    config = uvicorn.Config(app, port=0, log_config=None, lifespan="off", **options)
+    options = {"lifespan": "off", "log_config": None, "port": 0, **options}
+    config = uvicorn.Config(app, **options)
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
     running = asyncio.create_task(server.serve())
@@ -39,7 +40,7 @@ async def uvicorn_serving(app: Any, **options: Any) -> AsyncIterator[int]:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
-        server.force_exit = True
+        server.force_exit = options["lifespan"] == "off"
         await running
 
 
@@ -459,6 +460,29 @@ async def test_a_failure_of_ours_leaves_the_application_alone(
                 await client.send("x")
                 assert await client.recv() == "x"
     assert len([r for r in caplog.records if "ours" in r.getMessage()]) == 1
+
+
+async def test_the_agent_lives_as_long_as_the_server(agent: leakhunt.Agent) -> None:
+    """It is there before anybody connects, and lets go of the loop when the server ends."""
+    seen: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await echo(scope, receive, send)
+            return
+        while (event := await receive())["type"] != "lifespan.shutdown":
+            await send({"type": event["type"] + ".complete"})
+        seen.append(agent.loop_is_closed())
+        await send({"type": "lifespan.shutdown.complete"})
+
+    mounted = leakhunt.asgi.Middleware(app, agent=agent)
+    async with uvicorn_serving(mounted, lifespan="on") as port:
+        assert not agent.loop_is_closed()
+        async with connect(url(port)) as client:
+            await client.send("x")
+            await client.recv()
+    assert seen == [False]
+    assert agent.loop_is_closed()
 
 
 # --- servers that cannot be reached ----------------------------------------------------------
