@@ -56,10 +56,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation -e '.[all]'
 	@touch $@
 
-# Some tests use `ip` and `openssl`; without them these tests are skipped and say why.
+# Some tests use `ip`, `openssl` and a Redis; without them they are skipped and say why.
 system:
 	@missing=$$(command -v ip >/dev/null || echo iproute2; \
-	            command -v openssl >/dev/null || echo openssl); \
+	            command -v openssl >/dev/null || echo openssl; \
+	            command -v redis-server >/dev/null || echo redis-server); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing what some tests need:" $$missing; \
