@@ -15,7 +15,7 @@ import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import MappingProxyType, ModuleType
-from typing import Any, Final, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self
 
 from leakhunt.agent import endpoint
 from leakhunt.agent.connection import Connection, connection_behind
@@ -29,6 +29,9 @@ from leakhunt.agent.statistics import Statistics
 from leakhunt.core.backpressure import Policy
 from leakhunt.core.ledger import CLOSED, LOST, RELEASED, Ledger
 from leakhunt.core.liveness import EvictReason, Liveness
+
+if TYPE_CHECKING:
+    from leakhunt.agent.own_loop import OwnLoop
 
 log: Final = logging.getLogger("leakhunt")
 
@@ -100,6 +103,8 @@ class Agent:
         self._heartbeat: Heartbeat | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
+        self.own_loop: OwnLoop | None = None
+        """The loop and thread of our own that servers without a loop are followed on."""
         self._said: set[str] = set()
         _agents.add(self)
 
@@ -117,6 +122,17 @@ class Agent:
         Turn its own keepalive off (``ping_interval=None``): this replaces it.
         """
         mounted: Callable[..., Any] = _adapter("websockets").mount(self, handler)
+        return mounted
+
+    def websockets_sync(self, handler: Callable[..., None]) -> Callable[..., Any]:
+        """Mount on its threaded server: ``websockets.sync.server.serve(...)``.
+
+        This agent then works in one thread of its own, which is there while there are
+        connections; ``on_evict`` callbacks run in it. :meth:`close` ends it at once. Handlers
+        may use :func:`leakhunt.current` and ``join``, ``leave`` and ``evict`` of what it gives;
+        they send with the library's own ``ws.send()``, as ``conn.send()`` is a coroutine.
+        """
+        mounted: Callable[..., Any] = _adapter("websockets_sync").mount(self, handler)
         return mounted
 
     def guard(self, websocket: Any) -> Connection:
@@ -192,8 +208,33 @@ class Agent:
 
         Connections stay open and are no longer followed. The agent can be started again.
         """
+        if self.own_loop is not None and self._loop is self.own_loop.loop:
+            await asyncio.to_thread(self.own_loop.close)
+            return
         await self.evictions.aclose()
         self._leave_loop()
+
+    def close(self) -> None:
+        """:meth:`aclose` for programs with a threaded server; from any thread.
+
+        Raises:
+            RuntimeError: it serves an event loop of yours, on which ``aclose()`` is awaited.
+        """
+        own = None if self.own_loop is None else self.own_loop.loop
+        if self._loop is not None and self._loop is not own and self._loop.is_running():
+            raise RuntimeError(f"{self!r} serves an event loop: await its aclose() there")
+        if self.own_loop is not None:
+            self.own_loop.close()
+
+    def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Nobody is connected: a loop of our own ends, the endpoint stays."""
+        if self._loop is not loop:
+            return
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
+        self.guarded.close()
+        self._loop = None
 
     def _leave_loop(self) -> None:
         if self._heartbeat is not None:
@@ -297,10 +338,14 @@ class Agent:
             log.warning(warning)
 
     def note(self, text: str) -> None:
-        """Say what cannot be done here: once in the log, and in ``leakhunt status``."""
+        """Say what cannot be done here: once in the log, and in ``leakhunt status``.
+
+        For an agent that ``leakhunt run`` brought it is no warning: a log that nobody has
+        configured prints those, and the server's output stays its own.
+        """
         if text not in self.notes:
             self.notes.append(text)
-        self.say_once(text)
+            log.log(logging.INFO if self.is_default else logging.WARNING, text)
 
     # What is known
 
@@ -412,8 +457,10 @@ class Agent:
         return probe
 
     def loop_is_closed(self) -> bool:
-        """Whether the loop that we were started on is closed."""
-        return self._loop is None or self._loop.is_closed()
+        """Whether the loop that we were started on is closed, or one of our own is not needed."""
+        if self._loop is None:
+            return self.own_loop is None or self.own_loop.is_over()
+        return self._loop.is_closed()
 
     # Fork
 
@@ -421,6 +468,8 @@ class Agent:
         """The connections are the parent's; the child begins with none."""
         self._loop = None
         self._heartbeat = None
+        if self.own_loop is not None:
+            self.own_loop.forget()
         for conn in self._connections.values():
             conn._ended = True  # its socket is the parent's: nothing here may end it
         self._connections = {}

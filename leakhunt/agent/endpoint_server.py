@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import selectors
-import signal
 import socket
 import struct
 import threading
@@ -21,6 +20,7 @@ from typing import Final
 
 from leakhunt.agent.endpoint_files import SocketFile
 from leakhunt.agent.endpoint_wire import Answerer, error_line
+from leakhunt.agent.quiet import block_signals
 
 logger = logging.getLogger("leakhunt")
 
@@ -154,7 +154,7 @@ class EndpointServer:
 
     def _run(self) -> None:
         try:
-            _block_signals()
+            block_signals()
             next_tick = time.monotonic() + TICK_S
             while not self._stopping:
                 now = time.monotonic()
@@ -300,10 +300,3 @@ def _trusted(sock: socket.socket) -> bool:
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     _pid, uid, _gid = _PEERCRED.unpack(raw)
     return uid in (0, os.geteuid())
-
-
-def _block_signals() -> None:
-    """Leave signals to the server's threads: it may wait for them in one of its own."""
-    if hasattr(signal, "pthread_sigmask"):
-        faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)

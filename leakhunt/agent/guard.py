@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.agent.connection import Connection
+from leakhunt.agent.own_loop import Unanswered
 from leakhunt.core.backpressure import Outbox, Outcome, Policy, has_room
 from leakhunt.core.liveness import EvictReason
 from leakhunt.errors import SendTimeout, SettingsError
@@ -105,6 +106,15 @@ class Guard:
         """Send one message to many, encoding it once and waiting for nobody."""
         if policy == Policy.BLOCK:
             raise SettingsError("policy", str(policy), "a policy that never waits")
+        own = self._agent.own_loop
+        if own is not None and own.must_be_asked():
+            everybody = list(members)
+            try:
+                return own.call(
+                    self.broadcast, everybody, data, exclude=exclude, policy=policy, key=key
+                )
+            except Unanswered:
+                return Delivery(dropped=len(everybody))
         left_out = set(exclude)
         frames: dict[type, bytes] = {}
         delivery = Delivery()

@@ -130,7 +130,9 @@ def reset_now(descriptor: Descriptor) -> bool:
     """Reset a connection through a descriptor that is not ours to close; ``False``: it is gone.
 
     ``connect(AF_UNSPEC)`` dissolves a TCP connection at once: a reset goes out, the send queue
-    is dropped, and whoever waits on the descriptor wakes with ECONNRESET (connect(2)).
+    is dropped, and whoever waits on the descriptor wakes with ECONNRESET (connect(2)). Where
+    that is refused (a Unix socket; kernels from the summer of 2023 while a thread waits in
+    recv() or send(), until 419ce133ab92) it is shut down, which wakes them too.
     """
     import ctypes  # only here: servers with a transport of Python's never need it
 
@@ -138,7 +140,13 @@ def reset_now(descriptor: Descriptor) -> bool:
         if sock is None:
             return False
         address = struct.pack("H14x", socket.AF_UNSPEC)
-        return bool(ctypes.CDLL(None).connect(sock.fileno(), address, len(address)) == 0)
+        try:
+            if ctypes.CDLL(None).connect(sock.fileno(), address, len(address)) == 0:
+                return True
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # not connected any more
+        return True
 
 
 @contextmanager
