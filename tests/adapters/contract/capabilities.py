@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import version
 
 from tests.adapters.contract.served import Configuration
 
@@ -15,6 +16,7 @@ class Ability(StrEnum):
     PONG = "the pong and its latency are seen"
     USER_SPACE = "bytes that wait in user space are counted"
     FAILING_HANDLER = "an exception in a handler ends the connection"
+    CLOSE_TOLD = "a handler whose await raised is still told that the connection is over"
     FROZEN_IDLE = "a frozen client that is sent nothing is found"
 
 
@@ -26,6 +28,20 @@ class Limit:
     ability: Ability
     why: str
     only_tls: bool = False
+    before: str | None = None
+    """Releases before this one of the server's distribution."""
+
+    def holds_for(self, configuration: Configuration) -> bool:
+        """Whether it is a limit of this server, in the release that is installed."""
+        return (
+            self.server == configuration.server
+            and (configuration.tls or not self.only_tls)
+            and (self.before is None or _numbers(version(self.server)) < _numbers(self.before))
+        )
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".")[:2])
 
 
 LIMITS = (
@@ -33,6 +49,13 @@ LIMITS = (
     Limit("granian", Ability.PING, "only Rust can encrypt a frame", only_tls=True),
     Limit("granian", Ability.FROZEN_IDLE, "nobody can ask without a ping", only_tls=True),
     Limit("granian", Ability.USER_SPACE, "Rust's buffers are not visible"),
+    Limit(
+        "tornado",
+        Ability.FAILING_HANDLER,
+        "an exception of a coroutine on_message is logged, and nobody reads any more",
+        before="6.6",
+    ),
+    Limit("tornado", Ability.CLOSE_TOLD, "and then on_close is never called", before="6.6"),
     Limit(
         "websockets-sync", Ability.USER_SPACE, "the rest of a message is on the sender's own stack"
     ),
@@ -75,11 +98,7 @@ CONFIGURATIONS = [
 
 def limits_of(configuration: Configuration) -> list[Limit]:
     """What is stated that this server cannot do."""
-    return [
-        limit
-        for limit in LIMITS
-        if limit.server == configuration.server and (configuration.tls or not limit.only_tls)
-    ]
+    return [limit for limit in LIMITS if limit.holds_for(configuration)]
 
 
 def lacks(configuration: Configuration, ability: Ability) -> bool:

@@ -76,7 +76,7 @@ class RawClient(asyncio.Protocol):
 
     async def wait_open(self) -> None:
         async with asyncio.timeout(10):
-            await self._opened
+            await asyncio.shield(self._opened)
             if self._socketio:
                 assert (await self._texts.get()).startswith("0{")
                 self.send("40")
@@ -114,8 +114,12 @@ class RawClient(asyncio.Protocol):
     async def leave(self) -> None:
         """The closing handshake, to its end."""
         self._write(frames.CLOSE, (1000).to_bytes(2, "big"))
-        async with asyncio.timeout(10):
-            await self.ended
+        await self.wait_ended()
+
+    async def wait_ended(self, within_s: float = 5.0) -> None:
+        """Until the connection is over, by whomever."""
+        # Without the shield a timeout would cancel the future for everybody.
+        await asyncio.wait_for(asyncio.shield(self.ended), within_s)
 
     def reset(self) -> None:
         """RST: whatever waits is dropped."""

@@ -42,7 +42,6 @@ async def connections_are_seen_and_their_ends_too(served: Served) -> None:
     for peer in peers:
         assert rows[peer].tls is served.configuration.tls
         assert rows[peer].local.endswith(f":{served.port}")
-        assert rows[peer].state == "alive"
         assert rows[peer].adapter
     await leaving.leave()
     breaking.reset()
@@ -54,19 +53,22 @@ async def connections_are_seen_and_their_ends_too(served: Served) -> None:
         assert failing.peer in await served.rows()
         failing.reset()
     else:
-        async with asyncio.timeout(5):
-            await failing.ended
+        await failing.wait_ended()
 
     async def all_ended() -> bool:
         return not (gone & (await served.rows()).keys())
 
     await until(all_ended)
 
+    told = gone
+    if lacks(served.configuration, Ability.CLOSE_TOLD):
+        told = gone - {failing.peer}
+
     async def handlers_ended() -> bool:
-        return not (gone & (await served.state())["open"].keys())
+        return not (told & (await served.state())["open"].keys())
 
     await until(handlers_ended)
-    assert gone <= (await served.state())["ended"].keys()
+    assert told <= (await served.state())["ended"].keys()
     assert not await served.sockets(clients)
 
 
@@ -108,22 +110,30 @@ async def a_pong_tells_the_latency(served: Served) -> None:
                 assert rows[client.peer].last_heard_s < EVICT_AFTER
         return
 
-    async def all_answered() -> bool:
-        rows = await served.rows()
-        return all(rows[client.peer].latency_s is not None for client in clients)
+    excesses: list[float] = []
 
-    await until(all_answered, within_s=EVICT_AFTER + 1)
-    rows = await served.rows()
-    excess = []
+    async def all_as_they_should() -> bool:
+        rows = await served.rows()
+        latencies = [rows[client.peer].latency_s for client in clients]
+        excesses[:] = [
+            latency - client.delays[-1]
+            for client, latency in zip(clients, latencies, strict=True)
+            if latency is not None
+        ]
+        return len(excesses) == len(clients) and median(excesses) <= 0.2 * 0.05 + SLACK_S
+
+    # Not the first ping alone: the other rows may be moving megabytes at that moment.
+    try:
+        await until(all_as_they_should, within_s=2 * EVICT_AFTER)
+    except TimeoutError:
+        raise AssertionError(f"latencies exceed the clients' delays by {excesses} s") from None
+    # A pong may come between our two looks: the delay is then of a ping too late, by no more
+    # than the delays differ.
+    assert min(excesses) >= -0.01
     for client in clients:
-        latency = rows[client.peer].latency_s
-        assert latency is not None
-        excess.append(latency - client.delays[0])
-        last_pong = rows[client.peer].last_pong_s
+        last_pong = (await served.rows())[client.peer].last_pong_s
         assert last_pong is not None
         assert last_pong < EVICT_AFTER
-    assert min(excess) >= 0
-    assert median(excess) <= 0.2 * 0.05 + SLACK_S
 
 
 async def a_handler_that_does_not_read_costs_nobody_the_connection(served: Served) -> None:
@@ -219,14 +229,16 @@ async def the_dead_are_gone_and_nothing_of_them_stays(served: Served) -> None:
     # 0.1 s: between two looks, and for the answers to come.
     assert time.monotonic() - last_sign <= EVICT_AFTER + 0.5 + 0.1
     peers = {client.peer for client in dead}
+    told = peers
+    if lacks(served.configuration, Ability.CLOSE_TOLD):
+        told = peers - {client.peer for client in full}
 
     async def no_trace() -> bool:
         state = await served.state()
-        rows = await served.rows()
-        return not (peers & (state["open"].keys() | rows.keys()))
+        return not (told & state["open"].keys() or peers & (await served.rows()).keys())
 
     await until(no_trace)
-    assert peers <= (await served.state())["ended"].keys()
+    assert told <= (await served.state())["ended"].keys()
     if dead != full:
         await until(lambda: _members(served, {"ward": 1}))
     else:
@@ -251,8 +263,8 @@ async def _members(served: Served, expected: dict[str, int]) -> bool:
     held = [ours]
     if served.configuration.server == "channels":
         held.append(state["groups"])
-    else:
-        held.append(state["rooms"])
+    elif not lacks(served.configuration, Ability.CLOSE_TOLD):
+        held.append(state["rooms"])  # the handler takes itself out when it ends
     if served.configuration.socketio:
         held.append(state["sio"])
     return all(sizes == expected for sizes in held)

@@ -93,7 +93,7 @@ class Served:
     async def reset_all(self) -> None:
         for client in self._clients:
             client.reset()
-        await asyncio.gather(*(client.ended for client in self._clients))
+        await asyncio.gather(*(client.wait_ended() for client in self._clients))
         await asyncio.sleep(0)
 
     # The view of `leakhunt conns` and `status`
