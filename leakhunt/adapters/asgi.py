@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 import types
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from importlib import import_module
@@ -243,7 +244,8 @@ def open_session(agent: Agent, scope: Scope, receive: Receive, send: Send) -> Se
     if conn is None:
         return None
     session.conn, session.handle = conn, handle
-    _follow_groups(agent)
+    if "channels.layers" in sys.modules:
+        agent.safely(_follow_groups, agent)
     return session
 
 
@@ -255,12 +257,9 @@ def followed_already(send: Send) -> Connection | None:
 
 
 def _follow_groups(agent: Agent) -> None:
-    import sys
+    from leakhunt.adapters import channels
 
-    if "channels.layers" in sys.modules:
-        from leakhunt.adapters import channels
-
-        agent.safely(channels.follow_layers, agent)
+    channels.follow_layers(agent)
 
 
 Hook = Callable[[Connection], None]
