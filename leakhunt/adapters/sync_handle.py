@@ -18,6 +18,7 @@ rest of either  likewise, with the mutex held, as by any thread of the library's
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import select
 import socket
 import struct
@@ -109,8 +110,11 @@ class SyncHandle(TransportHandle):
         self.reference.agent = agent
         self.reference.connection_id = 0
         self.conn_ref = None
-        self._peer = websocket.socket.getpeername()
-        self._local = websocket.socket.getsockname()
+        try:
+            self._peer = websocket.socket.getpeername()
+            self._local = websocket.socket.getsockname()
+        except OSError:
+            self._peer = self._local = "gone"
         self._rest = memoryview(b"")
         """What has still to be written of a frame."""
         self._begun = False
@@ -151,7 +155,11 @@ class SyncHandle(TransportHandle):
         transport = self.transport()
         if transport is None:
             return Evidence()
-        return tcp_handle.evidence_of(transport, now)
+        evidence = tcp_handle.evidence_of(transport, now)
+        if evidence.acked_bytes is None and _room(transport.socket) <= 0:
+            # No TCP_INFO (a Unix socket), and what was sent stays: that is the question.
+            return dataclasses.replace(evidence, backlog=True)
+        return evidence
 
     def transport_buffered(self) -> int:
         return len(self._rest)

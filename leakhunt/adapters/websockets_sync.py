@@ -35,7 +35,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from websockets.frames import Opcode
-from websockets.protocol import State
 
 from leakhunt.adapters.following import follow, followed
 from leakhunt.adapters.sync_handle import SyncHandle
@@ -55,7 +54,6 @@ NAME: Final = "websockets-sync"
 _MOUNTED: Final = "_leakhunt_mounted"
 """Set on a handler that is mounted, by whichever agent, and on a module whose servers are."""
 
-OPEN: Final = State.OPEN
 TEXT, BINARY, CONT = Opcode.TEXT, Opcode.BINARY, Opcode.CONT
 PONG: Final = Opcode.PONG
 
@@ -134,11 +132,10 @@ def _track(agent: Agent, websocket: Any) -> Connection | None:
 
 
 def _follow(agent: Agent, websocket: Any) -> Connection | None:
-    if websocket.protocol.state is State.CLOSED:
-        return None  # nobody would tell us that it has ended
     conn = follow(agent, SyncHandle(agent, websocket), NAME, lambda conn: _hook(websocket, conn))
     if conn is not None and websocket.socket.fileno() < 0:
-        conn.closed()  # before it was hooked
+        # Before it was hooked: a client may be gone when its handler's thread begins.
+        conn.closed()
     return conn
 
 
