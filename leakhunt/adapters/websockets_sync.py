@@ -15,7 +15,7 @@ attribute                               for
 ``connection.protocol_mutex``           writing between two frames of the library's
 ``connection.send_in_progress``         a fragmented message under way
 ``connection.recv_flow_control``        whether the handler does not read (from 14)
-``connection.server``                   whether it listens still
+``connection.server``                   whether it listens still (from 16)
 ``process_event``, ``send_data``,       the overridden methods
 ``close_socket``
 ======================================  =====================================================
@@ -30,6 +30,8 @@ import contextlib
 import functools
 import inspect
 import logging
+import os
+import socket
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -38,6 +40,7 @@ from websockets.frames import Opcode
 
 from leakhunt.adapters.following import follow, followed
 from leakhunt.adapters.sync_handle import SyncHandle
+from leakhunt.agent import kernel
 from leakhunt.agent.connection import _CURRENT, Connection
 from leakhunt.agent.default import default_agent
 from leakhunt.agent.own_loop import OwnLoop, Unanswered
@@ -121,13 +124,36 @@ def _track(agent: Agent, websocket: Any) -> Connection | None:
             return known if known.agent is agent else None
         own = agent.own_loop
         assert own is not None
-        own.serves(getattr(websocket, "server", None))
+        if not own.listens():
+            own.serves(_listener(websocket))
         return own.call(_follow, agent, websocket)
     except Unanswered as error:
         agent.say_once(f"leakhunt does not follow a connection of {NAME}: {error}")
     except Exception:
         agent.say_once(f"leakhunt cannot follow connections of {NAME}; the server is not affected")
         log.debug("not followed", exc_info=True)
+    return None
+
+
+def _listener(websocket: Any) -> kernel.Descriptor | None:
+    """The listening socket that a connection came through."""
+    server = getattr(websocket, "server", None)
+    if server is not None:
+        return kernel.descriptor_of(server.socket)
+    # Up to 15 the connection does not know its server: look among our descriptors.
+    try:
+        name = websocket.socket.getsockname()
+        numbers = [int(number) for number in os.listdir("/proc/self/fd")]
+    except OSError:
+        return None
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            descriptor = (number, os.fstat(number).st_ino)
+            with kernel.borrowed(descriptor) as sock:
+                if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    listens_at = sock.getsockname()
+                    if listens_at == name or listens_at[1:2] == name[1:2]:
+                        return descriptor
     return None
 
 

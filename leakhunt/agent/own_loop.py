@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from leakhunt.agent import endpoint, quiet
+from leakhunt.agent import endpoint, kernel, quiet
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
@@ -77,7 +77,7 @@ class OwnLoop:
         self._ident = 0
         self._posted = 0
         self._closing: asyncio.Task[None] | None = None
-        self._servers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._listeners: list[kernel.Descriptor] = []
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -93,14 +93,18 @@ class OwnLoop:
         agent, loop = self._agent(), self._loop
         return loop is not None and agent is not None and agent._loop is loop and not self.is_here()
 
-    def serves(self, server: Any) -> None:
-        """Stay reachable for ``leakhunt status`` while this server listens."""
-        if server is not None:
-            self._servers.add(server)
+    def serves(self, listener: kernel.Descriptor | None) -> None:
+        """Stay reachable for ``leakhunt status`` while this listening socket is open."""
+        if listener is not None and listener not in self._listeners:
+            self._listeners = [one for one in self._listeners if kernel.is_open(one)] + [listener]
 
     def is_over(self) -> bool:
         """Whether it rests, and no server listens that could wake it."""
-        return self._loop is None and not any(map(_listens, list(self._servers)))
+        return self._loop is None and not self.listens()
+
+    def listens(self) -> bool:
+        """Whether a server that it has worked for still listens."""
+        return any(map(kernel.is_open, self._listeners))
 
     # Handing over
 
@@ -256,13 +260,6 @@ class OwnLoop:
         _running.discard(self)
         if loop is not None:
             loop.forget()
-
-
-def _listens(server: Any) -> bool:
-    try:
-        return bool(server.socket.fileno() >= 0)
-    except (AttributeError, OSError):
-        return False
 
 
 _running: Final[set[OwnLoop]] = set()
