@@ -210,8 +210,12 @@ class Agent:
         """
         if self.own_loop is not None and self._loop is self.own_loop.loop:
             await asyncio.to_thread(self.own_loop.close)
-            return
+        else:
+            await self._aclose_here()
+
+    async def _aclose_here(self) -> None:
         await self.evictions.aclose()
+        await self.rooms.aclose(self.settings.callback_limit)
         self._leave_loop()
 
     def close(self) -> None:

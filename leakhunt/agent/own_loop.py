@@ -245,8 +245,7 @@ class OwnLoop:
         agent = self._agent()
         try:
             if agent is not None and agent._loop is loop:
-                await agent.evictions.aclose()
-                agent.safely(agent._leave_loop)
+                await agent._aclose_here()
         finally:
             with self._lock:
                 if self._loop is loop:

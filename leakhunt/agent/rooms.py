@@ -187,6 +187,16 @@ class Rooms:
                 # Somebody else's container: say it, and go on with the others.
                 log.exception("could not take a connection out of the adopted room %r", room)
 
+    async def aclose(self, timeout: float) -> None:
+        """Wait for what sources do to leave rooms, seconds at most (their own ``aclose``)."""
+        for source in self._sources:
+            aclose = getattr(source, "aclose", None)
+            if aclose is not None:
+                try:
+                    await aclose(timeout)
+                except Exception:
+                    log.exception("rooms of a framework were not left properly")
+
     def clear(self) -> None:
         """Forget our own rooms (after a fork: the parent has them)."""
         self._index = RoomIndex()

@@ -1,0 +1,348 @@
+"""The groups of Django Channels, followed through the public methods of its layers.
+
+A consumer's connection is followed by the ASGI middleware; this is about the channel layer. Its
+``new_channel``, ``group_add`` and ``group_discard`` are wrapped, on each layer's instance, so that
+we know which groups a connection's channels are in. They are shown as rooms, and left when the
+connection is evicted and when its consumer has ended, whatever it forgot: a channel that stays in
+a group gets messages for a day (``group_expiry``), and on Redis its group outlives the process.
+
+A group is left by a task, as a layer may have to ask Redis: an eviction does not wait for it, and
+:meth:`leakhunt.Agent.aclose` waits for at most ``callback_timeout``.
+
+========================  =====================  ============================================
+layer                     its queue              bounded by
+========================  =====================  ============================================
+InMemoryChannelLayer      ``channels[name]``     ``capacity`` (the newest is not taken)
+RedisChannelLayer         ``receive_buffer``     ``capacity`` (the oldest goes)
+RedisPubSubChannelLayer   ``channels[name]``,    nothing; so by us: ``queue_messages`` and
+                          one for each loop      ``queue_bytes`` of the agent (the oldest goes)
+another                   not known              itself; its groups are followed all the same
+========================  =====================  ============================================
+
+The queues are private attributes, as is what is in an ``asyncio.Queue``. Tested with channels
+4.0 to 4.3 and channels_redis 4.0 to 4.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from leakhunt.agent.connection import _CURRENT, Connection
+
+if TYPE_CHECKING:
+    from leakhunt.agent.agent import Agent
+
+log: Final = logging.getLogger("leakhunt")
+
+TRIES: Final = 4
+"""How often a group is tried to be left when the layer fails (Redis is restarted, say)."""
+
+PAUSE: Final = 0.5
+"""Seconds after the first failure; doubled after each further one."""
+
+_FOLLOWED: Final = "_leakhunt_followed"
+
+
+def auto_mount(module: Any) -> None:
+    """Follow every layer of ``channels.layers``; they are made when they are first asked for."""
+    manager = module.channel_layers
+    for layer in list(manager.backends.values()):
+        _follow(layer)
+    if _FOLLOWED in vars(manager):
+        return
+    make_backend = manager.make_backend
+
+    @functools.wraps(make_backend)
+    def followed_backend(*args: Any, **kwargs: Any) -> Any:
+        layer = make_backend(*args, **kwargs)
+        _follow(layer)
+        return layer
+
+    manager.make_backend = followed_backend
+    setattr(manager, _FOLLOWED, True)
+
+
+def follow_layers(agent: Agent) -> None:
+    """Follow the layers that there are and will be; cheap when that is done already."""
+    auto_mount(sys.modules["channels.layers"])
+
+
+def queue_of(conn: Connection) -> tuple[int, int]:
+    """Messages that wait in layers for a connection's consumers, and about how many bytes (any
+    thread): the texts and bytes in them, without what Python needs around them."""
+    messages = size = 0
+    for member in _groups_of(conn.agent).members(conn):
+        waiting = _queued(member.layer, member.channel)
+        messages += len(waiting)
+        size += sum(map(_size, waiting))
+    return messages, size
+
+
+# Groups
+
+
+class Member:
+    """One channel of a connection, and the groups that it is in."""
+
+    __slots__ = ("__weakref__", "channel", "conn", "discard", "groups", "layer", "over")
+
+    def __init__(
+        self,
+        conn: Connection,
+        layer: Any,
+        channel: str,
+        discard: Callable[[str, str], Awaitable[None]],
+    ) -> None:
+        self.conn = weakref.ref(conn)
+        self.layer = layer
+        self.channel = channel
+        self.discard = discard
+        """The layer's own ``group_discard``."""
+        self.groups: set[str] = set()
+        self.over = False
+        """Whether its connection was evicted, or its consumer has ended."""
+
+
+class Groups:
+    """The groups of one agent's connections: see :class:`leakhunt.agent.rooms.RoomSource`."""
+
+    def __init__(self) -> None:
+        self._members: weakref.WeakKeyDictionary[Connection, list[Member]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def members(self, conn: Connection) -> list[Member]:
+        """The channels of a connection."""
+        return list(self._members.get(conn, ()))
+
+    def add(self, member: Member, conn: Connection) -> None:
+        """A consumer of this connection has a channel now."""
+        self._members.setdefault(conn, []).append(member)
+
+    def of(self, conn: Connection) -> Iterable[str]:
+        """The groups that a connection is in."""
+        return {group for member in self.members(conn) for group in list(member.groups)}
+
+    def count(self) -> tuple[int, int]:
+        """Groups with somebody in them, and memberships."""
+        found: list[tuple[int, str]] = []
+        for conn, members in list(self._members.items()):
+            if not conn._ended:
+                found += [(id(one.layer), group) for one in members for group in list(one.groups)]
+        return len(set(found)), len(found)
+
+    def leave(self, conn: Connection) -> None:
+        """Leave every group, now and from now on: this connection is over."""
+        for member in self.members(conn):
+            member.over = True
+            groups, member.groups = member.groups, set()
+            self.leave_soon(member, groups)
+
+    def leave_soon(self, member: Member, groups: Iterable[str]) -> None:
+        """Have the layer take a channel out of groups, by a task."""
+        groups = list(groups)
+        if not groups:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # its loop has ended before it did
+        task = loop.create_task(_leave(member, groups))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self, timeout: float) -> None:
+        """Wait until every group is left, but not for longer than this; seconds."""
+        loop = asyncio.get_running_loop()
+        # After a fork there may be tasks of the parent's loop.
+        tasks = [task for task in self._tasks if task.get_loop() is loop]
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=timeout)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+
+async def _leave(member: Member, groups: list[str]) -> None:
+    pause = PAUSE
+    for attempt in range(TRIES):
+        if attempt:
+            await asyncio.sleep(pause)
+            pause *= 2
+        left = await asyncio.gather(
+            *(member.discard(group, member.channel) for group in groups), return_exceptions=True
+        )
+        failed = [
+            (group, error)
+            for group, error in zip(groups, left, strict=True)
+            if isinstance(error, Exception)
+        ]
+        if not failed:
+            return
+        groups = [group for group, _ in failed]
+    log.warning(
+        "a connection that is over stays in %s: %s", ", ".join(map(repr, groups)), failed[0][1]
+    )
+
+
+_groups: Final[weakref.WeakKeyDictionary[Agent, Groups]] = weakref.WeakKeyDictionary()
+
+
+def _groups_of(agent: Agent) -> Groups:
+    groups = _groups.get(agent)
+    if groups is None:
+        groups = _groups[agent] = Groups()
+        agent.rooms.follow(groups)
+    return groups
+
+
+# Layers
+
+
+def _follow(layer: Any) -> None:
+    """Wrap the methods of one layer. Whatever fails, the layer works as it did."""
+    try:
+        if _FOLLOWED not in vars(layer):
+            _wrap(layer)
+    except Exception:
+        log.warning("leakhunt cannot follow the groups of a %s", type(layer).__qualname__)
+        log.debug("not followed", exc_info=True)
+
+
+def _wrap(layer: Any) -> None:
+    # RedisPubSubChannelLayer makes its methods when they are asked for; these are as good.
+    make, add, discard = layer.new_channel, layer.group_add, layer.group_discard
+    # A member is kept by its connection.
+    members: weakref.WeakValueDictionary[str, Member] = weakref.WeakValueDictionary()
+
+    @functools.wraps(make)
+    async def new_channel(*args: Any, **kwargs: Any) -> Any:
+        channel = await make(*args, **kwargs)
+        conn = _CURRENT.get()
+        if conn is not None:
+            conn.agent.safely(made, conn, channel)
+        return channel
+
+    def made(conn: Connection, channel: str) -> None:
+        member = members[channel] = Member(conn, layer, channel, discard)
+        member.over = conn._ended
+        _groups_of(conn.agent).add(member, conn)
+        if conn.agent.settings.mode == "enforce":
+            _bound(layer, channel, conn.agent)
+
+    @functools.wraps(add)
+    async def group_add(group: str, channel: str, *args: Any, **kwargs: Any) -> Any:
+        result = await add(group, channel, *args, **kwargs)
+        member = members.get(channel)
+        conn = None if member is None else member.conn()
+        if member is not None and conn is not None:
+            if member.over:
+                # It was evicted, or has ended, while this was under way.
+                conn.agent.safely(_groups_of(conn.agent).leave_soon, member, [group])
+            else:
+                member.groups.add(group)
+        return result
+
+    @functools.wraps(discard)
+    async def group_discard(group: str, channel: str, *args: Any, **kwargs: Any) -> Any:
+        result = await discard(group, channel, *args, **kwargs)
+        member = members.get(channel)
+        if member is not None:
+            member.groups.discard(group)
+        return result
+
+    layer.new_channel, layer.group_add, layer.group_discard = new_channel, group_add, group_discard
+    setattr(layer, _FOLLOWED, True)
+
+
+# Queues
+
+
+class BoundedQueue(asyncio.Queue[bytes]):
+    """A queue whose oldest message goes when a newer one has no room."""
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__()
+        self._agent = weakref.ref(agent)
+        self._bounds = agent.settings.bounds
+        self.size = 0
+        """Bytes of the messages."""
+
+    def put_nowait(self, item: bytes) -> None:
+        """Never full."""
+        bounds = self._bounds
+        while not self.empty() and (
+            self.qsize() >= bounds.queue_messages or self.size + len(item) > bounds.queue_bytes
+        ):
+            self.get_nowait()
+            if (agent := self._agent()) is not None:
+                agent.guarded.dropped += 1
+        super().put_nowait(item)
+
+    def _put(self, item: bytes) -> None:
+        self.size += len(item)
+        super()._put(item)
+
+    def _get(self) -> bytes:
+        item = super()._get()
+        self.size -= len(item)
+        return item
+
+
+def _bound(layer: Any, channel: str, agent: Agent) -> None:
+    """Give a channel a bounded queue where its layer's has no bound: Redis pub/sub."""
+    queues = _queues(layer, channel)
+    queue = queues.get(channel)
+    if type(queue) is not asyncio.Queue or queue.maxsize > 0:
+        return
+    bounded = BoundedQueue(agent)
+    while not queue.empty():
+        bounded.put_nowait(queue.get_nowait())
+    queues[channel] = bounded  # nobody waits on the other one yet: the channel is just made
+
+
+def _queues(layer: Any, channel: str) -> Any:
+    """The mapping in which a layer keeps the queue of this channel, if there is one now."""
+    known = vars(layer)
+    if "receive_buffer" in known:
+        return known["receive_buffer"]
+    if "_layers" not in known:
+        return known.get("channels", {})
+    for inner in list(known["_layers"].values()):  # one for each event loop
+        if channel in (queues := getattr(inner, "channels", {})):
+            return queues
+    return {}
+
+
+def _queued(layer: Any, channel: str) -> list[Any]:
+    """The messages that wait for a channel, copied from another thread."""
+    for _ in range(3):
+        try:
+            queue = _queues(layer, channel).get(channel)
+            return [] if queue is None else list(queue._queue)
+        except RuntimeError:
+            continue  # changed size during iteration
+        except Exception:
+            log.debug("a layer's queue could not be read", exc_info=True)
+            break
+    return []
+
+
+def _size(content: Any, depth: int = 4) -> int:
+    if isinstance(content, str | bytes | bytearray):
+        return len(content)
+    if not depth:
+        return 0
+    if isinstance(content, dict):
+        return sum(_size(part, depth - 1) for item in content.items() for part in item)
+    if isinstance(content, list | tuple):
+        return sum(_size(part, depth - 1) for part in content)
+    return 0
