@@ -426,7 +426,7 @@ async def test_a_default_agent_that_cannot_be_made_stops_nobody(
 ) -> None:
     """A variable out of its range: handlers run without us, and the log says why, once."""
     monkeypatch.setattr("leakhunt.agent.default.living_agents", list)
-    monkeypatch.setattr("leakhunt.agent.default._default", None)
+    monkeypatch.setattr("leakhunt.agent.default._made", {})
     monkeypatch.setenv("LEAKHUNT_EVICT_AFTER", "0")
 
     class Echo(WebSocketHandler):
