@@ -19,7 +19,15 @@ DEAF_UNREAD = 64 * 1024
 
 def socket_of(transport: Any) -> Any:
     """The socket of a transport, asyncio's or uvloop's, TLS or not."""
-    return transport.get_extra_info("socket")
+    return info(transport, "socket")
+
+
+def info(transport: Any, name: str) -> Any:
+    """What a transport says of itself; ``None`` once it is closed. Any thread."""
+    try:
+        return transport.get_extra_info(name)
+    except (AttributeError, RuntimeError, OSError):
+        return None  # asyncio's TLS transport has let go of everything by then
 
 
 def buffered(transport: Any) -> int:

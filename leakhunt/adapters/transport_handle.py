@@ -96,12 +96,14 @@ class TransportHandle:
 
     def _name(self, which: str) -> str:
         transport = self.transport()
-        return "gone" if transport is None else tcp_handle.address(transport.get_extra_info(which))
+        return (
+            "gone" if transport is None else tcp_handle.address(tcp_handle.info(transport, which))
+        )
 
     @property
     def tls(self) -> bool:
         transport = self.transport()
-        return transport is not None and transport.get_extra_info("sslcontext") is not None
+        return transport is not None and tcp_handle.info(transport, "sslcontext") is not None
 
     def is_closing(self) -> bool:
         transport = self.transport()

@@ -570,3 +570,30 @@ async def test_an_unknown_server_is_followed_by_the_kernel() -> None:
         await live.close()
         dead.transport.abort()
         await until(lambda: not agent.connections)
+
+
+async def test_a_handle_of_a_closed_connection_never_raises(
+    agent: leakhunt.Agent, tmp_path: Any
+) -> None:
+    """Also under TLS, where asyncio's closed transport raises at every question."""
+    import ssl
+
+    from tests.tls import make_certificate
+
+    certificate, key = make_certificate(tmp_path)
+    tls = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+    context = ssl.create_default_context(cafile=str(certificate))
+    app = leakhunt.asgi.Middleware(echo, agent=agent)
+    async with agent, uvicorn_serving(app, **tls) as port:
+        async with connect(f"wss://localhost:{port}/", ssl=context) as client:
+            await client.send("x")
+            await client.recv()
+            [conn] = agent.connections
+            held = conn.websocket
+            assert conn.describe(0.0, ())["tls"] is True
+        await until(lambda: not agent.connections)
+        row = conn.describe(0.0, ())
+        assert (row["tls"], row["kernel_bytes"]) == (False, None)
+        assert held is conn.handle.object
+        conn.handle.abort()
+        assert conn.handle.evidence(0.0).data_at is None
