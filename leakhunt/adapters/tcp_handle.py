@@ -83,6 +83,7 @@ def evidence_of(transport: Any, now: float) -> Evidence:
         acked_at=now - witness.last_ack_recv_s,
         acked_bytes=witness.bytes_acked,
         window=witness.snd_wnd,
+        window_unit=witness.wnd_unit,
         backlog=waiting > 0 or (witness.notsent_bytes or 0) > 0,
         deaf=bool(unread) and _window_closed(witness, unread or 0),
         unread_bytes=unread,

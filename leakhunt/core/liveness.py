@@ -29,7 +29,9 @@ Three rules keep a live client alive:
   the peer's receive window are signs of life, because only its *application* makes them: the
   right edge advances while it limits us (something is not sent yet), or the window grows
   though we sent nothing but pings. Anything else its kernel does alone: below its buffer's
-  size a frozen peer accepts and acknowledges data just like a live one.
+  size a frozen peer accepts and acknowledges data just like a live one, and it never takes
+  back what it has announced, so that its edge moves by less than the window's unit when what
+  is left of a unit is acknowledged.
 
 And one more for a server whose own handler does not read: once *our* receive window is
 closed the peer cannot answer at all, so its kernel's acknowledgement of the question stands in.
@@ -133,6 +135,9 @@ class Evidence:
 
     window: int | None = None
     """The peer's receive window, bytes; the right edge is ``acked_bytes + window``."""
+
+    window_unit: int = 1
+    """The window comes in multiples of this many bytes; by less, the edge moves by rounding."""
 
     backlog: bool = False
     """Something of ours waits to be sent: the peer's window limits us."""
@@ -287,7 +292,8 @@ def _watch_window(pulse: Pulse, now: float, evidence: Evidence) -> None:
     if before is not None:
         sent = acked - pulse.acked
         grew = window - pulse.window
-        if (pulse.limited and sent + grew > 0) or (grew > 0 and sent <= PINGS_ONLY):
+        moved = pulse.limited and sent + grew >= evidence.window_unit
+        if moved or (grew > 0 and sent <= PINGS_ONLY):
             pulse.heard_at = max(pulse.heard_at, before)
             if pulse.slow_since is None:
                 pulse.slow_since = before

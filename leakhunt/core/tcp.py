@@ -8,6 +8,7 @@ kernel returned enough bytes (``include/uapi/linux/tcp.h``, tcp(7)).
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,12 +86,16 @@ class TcpWitness:
     rcv_wnd: int | None
     """Our receive window as last announced, bytes: 0 means that the peer may not send."""
 
+    wnd_unit: int = 1
+    """The peer announces its window in multiples of this many bytes (RFC 7323, section 2.3)."""
+
     @property
     def right_edge(self) -> int | None:
         """Bytes up to which the peer lets us send, counted from the opening.
 
         While this edge limits us it advances only when the peer's *application* reads
-        (its kernel alone cannot move it once its buffer is full).
+        (its kernel alone cannot move it once its buffer is full, but for rounding: by less
+        than :attr:`wnd_unit`, as it never takes back what it has announced).
         """
         if self.bytes_acked is None or self.snd_wnd is None:
             return None
@@ -103,6 +108,8 @@ def parse_tcp_info(raw: bytes) -> TcpWitness | None:
     if size < 72:
         return None
     state, _ca_state, retransmits, probes, backoff = _HEAD.unpack_from(raw, 0)
+    # A bit field: the peer's scale comes first, wherever that is.
+    scale = raw[6] & 0x0F if sys.byteorder == "little" else raw[6] >> 4
     return TcpWitness(
         state=STATES[state] if state < len(STATES) else str(state),
         retransmits=retransmits,
@@ -118,4 +125,5 @@ def parse_tcp_info(raw: bytes) -> TcpWitness | None:
         notsent_bytes=_U32.unpack_from(raw, 144)[0] if size >= 148 else None,
         snd_wnd=_U32.unpack_from(raw, 228)[0] if size >= 232 else None,
         rcv_wnd=_U32.unpack_from(raw, 232)[0] if size >= 236 else None,
+        wnd_unit=1 << scale,
     )

@@ -182,6 +182,18 @@ def test_a_window_that_only_turns_into_data_is_not_movement() -> None:
     assert pulse.state is Liveness.SUSPECT
 
 
+def test_an_edge_that_moves_by_rounding_is_not_movement() -> None:
+    """A window that is announced in kilobytes stays the same when our ping fills 26 bytes of
+    it: the kernel's doing. A kilobyte more is an application's."""
+    pulse = asked()
+    listen(pulse, 116.0, limited(683_926, 12_288, window_unit=1024))
+    listen(pulse, 117.0, limited(683_952, 12_288, window_unit=1024))
+    assert pulse.state is Liveness.SUSPECT
+    listen(pulse, 118.0, limited(683_952, 13_312, window_unit=1024))
+    assert pulse.state is Liveness.SLOW
+    assert pulse.heard_at == 117.0
+
+
 def test_a_frozen_peer_under_small_pushes_is_dead() -> None:
     """Below its buffer's size a frozen peer's kernel accepts and acknowledges for ever, and
     its edge moves; without a backlog that is no sign of life."""

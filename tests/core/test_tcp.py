@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import fields
 
 import pytest
@@ -25,6 +26,8 @@ def packed() -> bytearray:
     """A struct in which each field that we read has a value of its own."""
     raw = bytearray(TCP_INFO_BYTES)
     struct.pack_into("=5B", raw, 0, 1, 0, 3, 4, 5)
+    # Two bit fields in one byte: the peer's window scale, then ours.
+    raw[6] = 10 | 7 << 4 if sys.byteorder == "little" else 10 << 4 | 7
     struct.pack_into("=I", raw, 24, 7)
     struct.pack_into("=I", raw, 44, 1_500)
     struct.pack_into("=I", raw, 52, 2_500)
@@ -55,6 +58,7 @@ def test_reads_every_field() -> None:
         notsent_bytes=11,
         snd_wnd=13,
         rcv_wnd=17,
+        wnd_unit=1024,
     )
 
 
