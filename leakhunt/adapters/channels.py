@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import sys
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
@@ -133,9 +134,8 @@ class Groups:
     def count(self) -> tuple[int, int]:
         """Groups with somebody in them, and memberships."""
         found: list[tuple[int, str]] = []
-        for conn, members in list(self._members.items()):
-            if not conn._ended:
-                found += [(id(one.layer), group) for one in members for group in list(one.groups)]
+        for members in list(self._members.values()):
+            found += [(id(one.layer), group) for one in members for group in list(one.groups)]
         return len(set(found)), len(found)
 
     def leave(self, conn: Connection) -> None:
@@ -161,7 +161,7 @@ class Groups:
     async def aclose(self, timeout: float) -> None:
         """Wait until every group is left, but not for longer than this; seconds."""
         loop = asyncio.get_running_loop()
-        # After a fork there may be tasks of the parent's loop.
+        # Those of a loop that has ended do nothing any more.
         tasks = [task for task in self._tasks if task.get_loop() is loop]
         if not tasks:
             return
@@ -169,6 +169,11 @@ class Groups:
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
+
+    def forget(self) -> None:
+        """In a forked child: all this is the parent's."""
+        self._members.clear()
+        self._tasks.clear()
 
 
 async def _leave(member: Member, groups: list[str]) -> None:
@@ -202,6 +207,15 @@ def _groups_of(agent: Agent) -> Groups:
         groups = _groups[agent] = Groups()
         agent.rooms.follow(groups)
     return groups
+
+
+def _after_fork_in_child() -> None:
+    for groups in list(_groups.values()):
+        groups.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 # Layers
