@@ -4,8 +4,9 @@
 
 Every consumer joins the group ``lobby`` and the one named by its path, and of the paths:
 /raise raises on the first message, /forget forgets group_discard, /good does not, /sync forgets
-it in a thread, /stuck never comes back from its first message. GET /state tells the groups of this process as JSON,
-GET /send?N sends N messages of 1000 bytes to ``lobby``, GET /close closes the agent.
+it in a thread, /stuck never comes back from its first message. GET /state tells the groups of
+this process as JSON, GET /send?N sends N messages of 1000 bytes to ``lobby``, GET /close closes
+the agent.
 """
 
 import argparse
