@@ -104,8 +104,8 @@ def _prepares(mount: Mount) -> Callable[[Any, Any], Awaitable[None]]:
             try:
                 response._leakhunt_mount = mount  # type: ignore[attr-defined]
                 response.__class__ = followed(type(response), _telling_websocket)
-            except Exception:
-                log.warning("leakhunt cannot follow a WebSocket of aiohttp", exc_info=True)
+            except Exception as error:
+                mount.cannot_follow(f"aiohttp: a {type(response).__qualname__}", error)
 
     return before_the_response
 
@@ -158,8 +158,9 @@ def _telling_websocket(base: type[Any]) -> type[Any]:
 
 def _accepted(websocket: Any, request: Any, writer: Any) -> None:
     """The handshake has been answered; called in the task of the handler."""
+    mount = websocket._leakhunt_mount
     try:
-        agent = websocket._leakhunt_mount.agent()
+        agent = mount.agent()
         transport = request.transport
         if agent is None or transport is None:
             return
@@ -177,8 +178,8 @@ def _accepted(websocket: Any, request: Any, writer: Any) -> None:
             note_keepalive(
                 agent, NAME, heartbeat, heartbeat / 2, off="WebSocketResponse(heartbeat=None)"
             )
-    except Exception:
-        log.warning("leakhunt cannot follow a WebSocket of aiohttp", exc_info=True)
+    except Exception as error:
+        mount.cannot_follow(f"aiohttp: a {type(websocket).__qualname__}", error)
 
 
 def handle_for(

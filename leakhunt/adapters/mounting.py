@@ -17,7 +17,7 @@ log: Final = logging.getLogger("leakhunt")
 class Mount:
     """What is mounted on one application: whose connections its WebSockets become."""
 
-    __slots__ = ("_agent", "_failed", "automatic", "own")
+    __slots__ = ("_agent", "_said", "automatic", "own")
 
     def __init__(
         self, agent: Agent | None, settings: dict[str, Any], *, automatic: bool = False
@@ -28,9 +28,9 @@ class Mount:
                 hint="give the settings to Agent(...)",
             )
         self._agent = Agent(**settings) if settings else agent
-        self._failed = False
+        self._said: set[str] = set()
         self.own = bool(settings)
-        """Whether the agent was made here, so that nobody else can start or close it."""
+        """Whether the agent was made here, so that nobody else can close it."""
         self.automatic = automatic
         """Whether ``leakhunt run`` mounted it, so that a second one is no mistake."""
 
@@ -43,14 +43,28 @@ class Mount:
         try:
             return default_agent()
         except Exception as error:
-            if not self._failed:
-                self._failed = True
-                log.warning("leakhunt follows no connection of this application: %s", error)
+            text = f"leakhunt follows no connection of this application: {error}"
+            if text not in self._said:
+                self._said.add(text)
+                log.warning(text)
             return None
 
+    def cannot_follow(self, what: str, error: Exception) -> None:
+        """Say, in the log and in ``leakhunt status``, once, that ``what`` goes on without us."""
+        if what in self._said:
+            return
+        self._said.add(what)
+        text = f"{what} cannot be followed, and goes on without leakhunt: {error}"
+        log.debug("not followed", exc_info=True)
+        agent = self.agent()
+        if agent is None:
+            log.warning(text)
+        else:
+            agent.note(text)
+
     def start(self) -> None:
-        """Start an agent that was made here on the running loop, before anybody connects."""
-        if self.own and self._agent is not None:
+        """Start the agent that was named on the running loop, before anybody connects."""
+        if self._agent is not None:
             self._agent.safely(self._agent.start)
 
     async def aclose(self) -> None:

@@ -156,8 +156,8 @@ def _accepted(mount: Mount, request: Any, websocket: Any) -> None:
                 websocket.ping_timeout,
                 off="app.config.WEBSOCKET_PING_INTERVAL = None",
             )
-    except Exception:
-        log.warning("leakhunt cannot follow a WebSocket of Sanic", exc_info=True)
+    except Exception as error:
+        mount.cannot_follow(f"sanic: a {type(websocket).__qualname__}", error)
 
 
 def _accepted_by_asgi(agent: Agent, request: Any, websocket: Any) -> None:

@@ -107,8 +107,9 @@ def _handing_out(base: type[Any]) -> type[Any]:
             if websocket is not None and issubclass(target_class, websocket.WebSocketHandler):
                 try:
                     target_class = followed(target_class, _telling_handler)
-                except Exception:
-                    log.warning("leakhunt cannot follow %r", target_class, exc_info=True)
+                except Exception as error:
+                    what = f"tornado: a {target_class.__qualname__}"
+                    self._leakhunt_mount.cannot_follow(what, error)
             return super().get_handler_delegate(request, target_class, *args, **kwargs)
 
     return HandingOut
@@ -159,8 +160,9 @@ async def _finish_opening(conn: Connection, opening: Awaitable[None]) -> None:
 
 def _accepted(handler: Any) -> Connection | None:
     """The answer to the handshake has been written; ``None``: it is not followed."""
+    mount = handler.application._leakhunt_mount
     try:
-        agent = handler.application._leakhunt_mount.agent()
+        agent = mount.agent()
         if agent is None:
             return None
         stream = handler.ws_connection.stream
@@ -181,8 +183,8 @@ def _accepted(handler: Any) -> Connection | None:
                 off="Application(..., websocket_ping_interval=None)",
             )
         return conn
-    except Exception:
-        log.warning("leakhunt cannot follow a WebSocket of Tornado", exc_info=True)
+    except Exception as error:
+        mount.cannot_follow(f"tornado: a {type(handler).__qualname__}", error)
         return None
 
 

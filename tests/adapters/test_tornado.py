@@ -533,7 +533,7 @@ async def test_tornados_own_pings_are_noted() -> None:
 async def test_a_class_that_cannot_be_extended_works_unfollowed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A handler class that refuses subclasses is served as it is, and the log says so."""
+    """A handler class that refuses subclasses is served as it is; log and status say so once."""
     agent = leakhunt.Agent(endpoint=False)
 
     class Final(WebSocketHandler):
@@ -545,11 +545,15 @@ async def test_a_class_that_cannot_be_extended_works_unfollowed(
 
     application = application_of(Final)
     leakhunt.tornado.setup(application, agent=agent)
-    async with agent, served(application) as port, connect(f"ws://127.0.0.1:{port}") as client:
-        await client.send("echo")
-        assert await client.recv() == "echo"
+    async with agent, served(application) as port:
+        for _ in range(2):
+            async with connect(f"ws://127.0.0.1:{port}") as client:
+                await client.send("echo")
+                assert await client.recv() == "echo"
     assert agent.statistics().opened == 0
-    assert "leakhunt cannot follow" in caplog.text
+    (note,) = agent.notes
+    assert re.match(r"tornado: a .*Final cannot be followed.*: no subclasses", note)
+    assert [record.message for record in caplog.records if record.name == "leakhunt"] == [note]
 
 
 async def test_plain_requests_stay_as_they_are() -> None:
