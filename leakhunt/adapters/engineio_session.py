@@ -242,7 +242,10 @@ class SessionHandle(TransportHandle):
         if transport is None:
             return Evidence()
         evidence = tcp_handle.evidence_of(transport, now)
-        return dataclasses.replace(evidence, data_at=self.data_at(now))
+        acked_at = evidence.acked_at
+        if not evidence.deaf and not self.transport_buffered() and not self.kernel_buffered():
+            acked_at = None  # the question waits for a request: there is nothing to acknowledge
+        return dataclasses.replace(evidence, data_at=self.data_at(now), acked_at=acked_at)
 
     def transport_buffered(self) -> int:
         if self.inner is not None:
