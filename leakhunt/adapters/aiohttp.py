@@ -20,6 +20,9 @@ ones: each of those leaves in one go, too, after an executor has compressed it.
 
 An evicted handler ends at its next use of the WebSocket, as with any lost connection: aiohttp
 cancels handlers only with ``handler_cancellation=True``.
+
+Tested with aiohttp 3.11.18, 3.12.15, 3.13.0 and 3.14.5. Up to 3.10 the protocol has no place
+for the connection: pongs are not seen, and its end only when the WebSocket is collected.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ Every message that Sanic sends is one whole frame, not compressed. It cancels th
 connection that is lost, so an evicted handler ends whatever it waits for.
 
 Served by an ASGI server, Sanic has no transport: mount ``leakhunt.asgi.Middleware(app)`` there.
+
+Tested with Sanic 23.12.1 and 24.12.0 (on websockets 13.1: with later ones these answer a
+handshake wrongly), 25.3.0 and 25.12.1.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ attribute                          for
 The agent's own frames are whole and not compressed, which may be mixed with compressed ones.
 
 An evicted connection's ``on_close`` comes as Tornado calls it: when ``on_message`` has returned.
+
+Tested with Tornado 6.1, 6.3.3, 6.4.2, 6.5.2 and 6.6.1.
 """
 
 from __future__ import annotations
