@@ -252,6 +252,10 @@ class SessionHandle(TransportHandle):
             return self.inner.transport_buffered()
         return sum(tcp_handle.buffered(transport) for _, transport in self._own())
 
+    def ahead(self) -> int:
+        waiting = self.transport_buffered()
+        return waiting + self.framework_queue()[1] if self.inner is None else waiting
+
     def kernel_buffered(self) -> int | None:
         if self.inner is not None:
             return self.inner.kernel_buffered()

@@ -124,6 +124,9 @@ class TransportHandle:
         transport = self.transport()
         return 0 if transport is None else tcp_handle.buffered(transport)
 
+    def ahead(self) -> int:
+        return self.transport_buffered()
+
     def kernel_buffered(self) -> int | None:
         sock = self._socket()
         return None if sock is None else kernel.unacked_bytes(sock)

@@ -149,7 +149,7 @@ class Guard:
             return
         handle = conn.handle
         outbox = lane.outbox
-        buffered = handle.transport_buffered()
+        buffered = handle.ahead()
         while not handle.is_busy():
             frame = outbox.next(buffered=buffered, bounds=self._bounds)
             if frame is None:
@@ -158,7 +158,7 @@ class Guard:
                 outbox.dropped += 1
                 self.dropped += 1
                 break
-            buffered = handle.transport_buffered()
+            buffered = handle.ahead()
         if not outbox and has_room(buffered, 1, self._bounds.high_water):
             self._wake_first(lane)
         self._count(conn, lane, buffered)
@@ -207,7 +207,7 @@ class Guard:
             lane = conn._lane = Lane()
         handle = conn.handle
         outbox = lane.outbox
-        buffered = handle.transport_buffered()
+        buffered = handle.ahead()
         if not outbox and not handle.is_busy() and self._may_write(buffered, len(frame)):
             if message is None:
                 written = handle.write(frame)
@@ -217,7 +217,7 @@ class Guard:
                 outbox.dropped += 1
                 self.dropped += 1
                 return Outcome.DROPPED
-            buffered = handle.transport_buffered()
+            buffered = handle.ahead()
             if buffered or conn in self._behind:
                 self._count(conn, lane, buffered)
             return Outcome.SENT
@@ -286,7 +286,7 @@ class Guard:
         lane.waiters.append(place)
         try:
             while True:
-                buffered = conn.handle.transport_buffered()
+                buffered = conn.handle.ahead()
                 if not conn.is_open:
                     raise conn.ended_error()
                 ahead = lane.outbox or lane.waiters[0] is not place
@@ -300,7 +300,7 @@ class Guard:
                 async with asyncio.timeout_at(deadline):
                     await place.wait()
         except TimeoutError:
-            raise SendTimeout(conn.id, limit, conn.handle.transport_buffered()) from None
+            raise SendTimeout(conn.id, limit, conn.handle.ahead()) from None
         finally:
             lane.waiters.remove(place)
             # It runs after we have written, and looks for itself whether there is room left.

@@ -51,6 +51,10 @@ class ConnectionHandle(Protocol):
     def transport_buffered(self) -> int:
         """Bytes that we hold in user space for this client. Any thread."""
 
+    def ahead(self) -> int:
+        """Bytes behind which a message of ours would wait: what the transport holds, and a queue
+        of the framework's if that is its only way."""
+
     def kernel_buffered(self) -> int | None:
         """Bytes in the kernel's send buffer, not acknowledged yet. Any thread."""
 

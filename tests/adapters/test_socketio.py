@@ -413,6 +413,24 @@ async def test_guarded_messages_are_message_events(mode: str, transport: str) ->
             assert one.got == ["text", b"bytes", "to all"]
 
 
+async def test_the_guard_keeps_the_latest_for_a_client_between_two_polls(mode: str) -> None:
+    """``drop_stale`` without an open GET: at most the high water waits, and one message more."""
+    with serve(mode, "--evict-after", "20") as served:
+        async with raw(served) as client:
+            await client.open()
+            await client.post('42["tick",[1000,1000]]')
+            await asyncio.sleep(0.3)
+            (row,) = await asyncio.to_thread(served.rows)
+            assert row.queued_bytes <= 64 * 1024 + 1100
+            assert row.coalesced > 900
+            ticks = [packet for packet in await client.get() if "message" in packet]
+            async with asyncio.timeout(5):
+                while not any("999 " in tick for tick in ticks):
+                    ticks += await client.get()
+            assert len(ticks) < 100
+            await client.post("41")
+
+
 # Overflow
 
 

@@ -176,6 +176,9 @@ class FakeHandle:
     def transport_buffered(self) -> int:
         return self.buffered
 
+    def ahead(self) -> int:
+        return self.buffered
+
     def kernel_buffered(self) -> int | None:
         return None
 

@@ -1,8 +1,8 @@
 """A Socket.IO server with leakhunt attached, for tests: it does what clients tell it.
 
 Events: ``join R`` enters a room, ``stall S`` blocks the loop, ``flood [count, bytes]`` emits to
-the caller at once, ``ask`` has leakhunt send it two messages, ``message`` is answered. GET /state
-tells what it holds.
+the caller at once, ``tick [count, bytes]`` sends it many of which only the latest counts, ``ask``
+has leakhunt send it two messages, ``message`` is answered. GET /state tells what it holds.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Chat:
         )
         if not options.bare:
             leakhunt.socketio.attach(self.sio, agent=self.agent)
-        for name in ("connect", "disconnect", "join", "stall", "flood", "ask", "message"):
+        for name in ("connect", "disconnect", "join", "stall", "flood", "ask", "tick", "message"):
             self.sio.on(name, getattr(self, name))
         self.sio.on("join", self.join_chat, namespace="/chat")
 
@@ -90,6 +90,11 @@ class Chat:
         await conn.send("text")
         await conn.send(b"bytes")
         self.agent.rooms.broadcast("asked", "to all")
+
+    async def tick(self, sid, order):
+        count, size = order
+        for number in range(count):
+            await leakhunt.current().send(f"{number} ".ljust(size), policy="drop_stale")
 
     async def message(self, sid, data):
         return data
