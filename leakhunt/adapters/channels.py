@@ -20,7 +20,7 @@ another                   not known              itself; its groups are followed
 ========================  =====================  ============================================
 
 The queues are private attributes, as is what is in an ``asyncio.Queue``. Tested with channels
-4.0 to 4.3 and channels_redis 4.0 to 4.3.
+4.0.0 with channels_redis 4.0.0, and 4.3.2 with 4.3.0.
 """
 
 from __future__ import annotations

@@ -117,7 +117,8 @@ def running(server: str, layer: str, request: pytest.FixtureRequest) -> Iterator
     command = [sys.executable, str(SERVER), server, layer, "--port", str(port)]
     with subprocess.Popen([*command, "--redis", str(redis_port)], cwd=ROOT) as process:
         try:
-            until(lambda: accepts(port))
+            until(lambda: accepts(port) or process.poll() is not None)
+            assert process.poll() is None, "the server did not start"
             if redis_port:
                 import redis
 

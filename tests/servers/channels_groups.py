@@ -34,7 +34,7 @@ BACKENDS = {
 }
 backend = BACKENDS[options.layer]
 if options.layer != "memory":
-    backend["CONFIG"] = {"hosts": [("127.0.0.1", options.redis)]}
+    backend["CONFIG"] = {"hosts": [f"redis://127.0.0.1:{options.redis}"]}
 settings.configure(
     INSTALLED_APPS=["channels"],
     SECRET_KEY="for tests",
