@@ -105,6 +105,8 @@ def _prepares(mount: Mount) -> Callable[[Any, Any], Awaitable[None]]:
     async def before_the_response(request: Any, response: Any) -> None:
         if isinstance(response, WebSocketResponse) and not hasattr(response, "_leakhunt_mount"):
             try:
+                if not hasattr(response, "_post_start"):
+                    raise AttributeError("this release of aiohttp has no _post_start")
                 response._leakhunt_mount = mount  # type: ignore[attr-defined]
                 response.__class__ = followed(type(response), _telling_websocket)
             except Exception as error:

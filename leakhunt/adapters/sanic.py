@@ -136,10 +136,10 @@ def _accepted(mount: Mount, request: Any, websocket: Any) -> None:
         agent = mount.agent()
         if agent is None:
             return
-        protocol = getattr(websocket, "io_proto", None)
-        if protocol is None:
+        if request.app.asgi:
             _accepted_by_asgi(agent, request, websocket)
             return
+        protocol = websocket.io_proto
         if protocol.transport is None or protocol.transport.is_closing():
             return
 
