@@ -40,7 +40,7 @@ from websockets.frames import Opcode
 
 from leakhunt.adapters.following import follow, followed
 from leakhunt.adapters.sync_handle import SyncHandle
-from leakhunt.agent import kernel
+from leakhunt.agent import endpoint, kernel
 from leakhunt.agent.connection import _CURRENT, Connection
 from leakhunt.agent.default import default_agent
 from leakhunt.agent.own_loop import OwnLoop, Unanswered
@@ -86,6 +86,8 @@ def mount(agent: Agent, handler: Callable[..., None]) -> Callable[..., None]:
     mounted.__dict__[_MOUNTED] = True
     if agent.own_loop is None:
         agent.own_loop = OwnLoop(agent)
+    if agent.settings.endpoint:
+        endpoint.attach(agent)  # before the first connection starts the agent
     return mounted
 
 

@@ -7,7 +7,7 @@ for :data:`WAIT` at most.
 ======================================  ====================================================
 first call                              loop and thread are made
 no connection, no eviction under way    both end, within :data:`REST_CHECK`; the endpoint
-                                        stays while a server listens
+                                        stays until its server has ended
 ``close()``, interpreter exit           both end, whatever there is
 ``fork``                                the child closes its copies; its first call begins anew
 ======================================  ====================================================
@@ -99,8 +99,8 @@ class OwnLoop:
             self._listeners = [one for one in self._listeners if kernel.is_open(one)] + [listener]
 
     def is_over(self) -> bool:
-        """Whether it rests, and no server listens that could wake it."""
-        return self._loop is None and not self.listens()
+        """Whether it rests, and no server listens any more that could wake it."""
+        return self._loop is None and bool(self._listeners) and not self.listens()
 
     def listens(self) -> bool:
         """Whether a server that it has worked for still listens."""
