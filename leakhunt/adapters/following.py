@@ -115,6 +115,7 @@ def follow(
                 f"{adapter}: its connections cannot be hooked ({error}); pongs and the bytes "
                 "received are not seen, what transport and kernel tell is"
             )
+            handle.watched = handle.descriptor()
             log.debug("not hooked", exc_info=True)
     return conn
 

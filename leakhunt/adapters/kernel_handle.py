@@ -83,7 +83,6 @@ class KernelHandle(TransportHandle):
 
     __slots__ = (
         "__weakref__",
-        "_descriptor",
         "_peer",
         "_send",
         "_sending",
@@ -106,7 +105,7 @@ class KernelHandle(TransportHandle):
     ) -> None:
         super().__init__(agent, self)
         self._transport = KernelTransport(socket)
-        self._descriptor = socket.descriptor
+        self.watched = socket.descriptor
         self._peer = peer
         self._send = send
         self._sent: deque[Message] = deque()
@@ -136,9 +135,6 @@ class KernelHandle(TransportHandle):
 
     def is_closing(self) -> bool:
         return self.finished or self._transport.is_closing()
-
-    def is_gone(self) -> bool:
-        return not kernel.is_open(self._descriptor)
 
     def transport_buffered(self) -> int:
         return self._waiting

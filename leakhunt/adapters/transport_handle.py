@@ -46,7 +46,7 @@ class Reference(weakref.ref[Any]):
 class TransportHandle:
     """See :class:`leakhunt.agent.handle.ConnectionHandle`; subclasses override what differs."""
 
-    __slots__ = ("conn_ref", "reference")
+    __slots__ = ("conn_ref", "reference", "watched")
 
     asks = True
 
@@ -55,6 +55,8 @@ class TransportHandle:
         self.reference.agent = agent
         self.reference.connection_id = 0
         self.conn_ref: weakref.ref[Connection] | None = None
+        self.watched: kernel.Descriptor | None = None
+        """The descriptor, where nobody tells us that it is closed."""
 
     def tracked(self, conn: Connection) -> None:
         """The agent has taken this connection in."""
@@ -110,7 +112,7 @@ class TransportHandle:
         return transport is None or transport.is_closing()
 
     def is_gone(self) -> bool:
-        return False
+        return self.watched is not None and not kernel.is_open(self.watched)
 
     def data_at(self, now: float) -> float | None:
         sock = self._socket()

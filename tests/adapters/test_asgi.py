@@ -597,3 +597,31 @@ async def test_a_handle_of_a_closed_connection_never_raises(
         assert held is conn.handle.object
         conn.handle.abort()
         assert conn.handle.evidence(0.0).data_at is None
+
+
+async def test_a_server_that_cannot_be_hooked_is_followed_by_its_transport(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A release with other names: no latency, a note, and the end of a connection is seen."""
+
+    def refuses(*args: Any) -> None:
+        raise AttributeError("no such hook")
+
+    monkeypatch.setattr("leakhunt.adapters.uvicorn.hook_protocol", refuses)
+    agent = leakhunt.Agent(evict_after=1, endpoint=False)
+    app = leakhunt.asgi.Middleware(echo, agent=agent)
+    async with agent, uvicorn_serving(app) as port:
+        async with connect(url(port), compression=None) as client:
+            await asyncio.sleep(1.5)  # it answers pings, by the kernel's clock
+            await client.send("x")
+            assert await client.recv() == "x"
+            [conn] = agent.connections
+            assert conn.latency is None
+        await until(lambda: not agent.connections)
+        assert agent.statistics().closed == {"closed": 1}
+        dead = await connect(url(port), compression=None)
+        stop_reading(dead)
+        await until(lambda: agent.statistics().evictions)
+        await until(lambda: not agent.connections)
+        dead.transport.abort()
+    assert ["cannot be hooked" in note for note in agent.notes] == [True]
