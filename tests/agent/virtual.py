@@ -8,6 +8,7 @@ task, no timer, and no word to the loop's exception handler.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import inspect
 import math
@@ -161,17 +162,7 @@ class FakeHandle:
 
     def evidence(self, now: float) -> Evidence:
         self._may_fail("evidence")
-        e = self.more
-        return Evidence(
-            self.data,
-            e.acked_at,
-            e.acked_bytes,
-            e.window,
-            e.backlog,
-            e.deaf,
-            e.unread_bytes,
-            e.retrying,
-        )
+        return dataclasses.replace(self.more, data_at=self.data)
 
     def transport_buffered(self) -> int:
         return self.buffered
