@@ -7,17 +7,14 @@ import importlib
 import itertools
 import logging
 import os
-import sys
 import threading
 import time
-import traceback
 import weakref
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self
 
-from leakhunt.agent import endpoint
+from leakhunt.agent import description, endpoint
 from leakhunt.agent.connection import Connection, connection_behind
 from leakhunt.agent.eviction import Evictions, OnEvict
 from leakhunt.agent.guard import Delivery, Guard
@@ -39,9 +36,6 @@ P = ParamSpec("P")
 
 _numbers = itertools.count(1)
 _agents: weakref.WeakSet[Agent] = weakref.WeakSet()
-
-PROBE_WAIT: Final = 0.1
-"""How long a loop may take to answer before ``status`` calls it blocked, seconds."""
 
 
 def _adapter(name: str) -> ModuleType:
@@ -390,75 +384,15 @@ class Agent:
 
     def describe_status(self) -> dict[str, object]:
         """Ledger, settings and states, as ``leakhunt status`` shows them."""
-        counts = self.statistics()
-        now = self.clock()
-        states = Counter(
-            str(self.state_of(conn, now, conn.last_heard_at)) for conn in self.connections
-        )
-        return {
-            "name": self.name,
-            "mode": self.settings.mode,
-            "adapters": sorted(self.adapters),
-            "notes": list(self.notes),
-            "settings": self.settings.describe(),
-            "ledger": {
-                "opened": counts.opened,
-                "closed": dict(counts.closed),
-                "believed": counts.believed,
-            },
-            "states": dict(states),
-            "evictions": {str(reason): n for reason, n in counts.evictions.items()},
-            "stuck_teardowns": counts.stuck_teardowns,
-            "breaker": {"tripped": self.evictions.breaker.tripped, "held": counts.held_back},
-            "loop": self.loop_probe(),
-            "rooms": {"rooms": counts.rooms, "memberships": counts.memberships},
-            "guard": {
-                "held_bytes": counts.held_bytes,
-                "budget_bytes": self.settings.budget_bytes,
-                "dropped": counts.dropped,
-                "coalesced": counts.coalesced,
-                "overflowed": counts.overflowed,
-            },
-        }
+        return description.status(self)
 
     def describe_connections(self) -> Iterator[dict[str, object]]:
         """One row per connection, made one by one so that no thread waits long for another."""
-        connections = self.connections
-        rooms = self.rooms.by_connection(connections)
-        for conn in connections:
-            if conn._ended or conn.handle.object is None:
-                continue
-            yield conn.describe(self.clock(), rooms.get(conn.id, ()))
+        return description.connections(self)
 
     def loop_probe(self) -> dict[str, object]:
         """Whether the event loop answers now; if not, where it stands (no values, only code)."""
-        loop, heartbeat = self._loop, self._heartbeat
-        probe: dict[str, object] = {
-            "blocked": False,
-            "blocked_s": 0.0,
-            "lag_s": 0.0 if heartbeat is None else round(heartbeat.lag, 6),
-            "lag_max_s": 0.0 if heartbeat is None else round(heartbeat.lag_max, 6),
-            "stack": [],
-        }
-        if loop is None or loop.is_closed():
-            return probe
-        answered = threading.Event()
-        try:
-            loop.call_soon_threadsafe(answered.set)
-        except RuntimeError:  # closed just now
-            return probe
-        if answered.wait(PROBE_WAIT):
-            return probe
-        probe["blocked"] = True
-        if heartbeat is not None and self._connections:
-            probe["blocked_s"] = round(max(self.clock() - heartbeat.ticked_at, PROBE_WAIT), 3)
-        frame = sys._current_frames().get(self._loop_thread)
-        if frame is not None:
-            probe["stack"] = [
-                f"{entry.filename}:{entry.lineno} in {entry.name}"
-                for entry in traceback.extract_stack(frame)
-            ]
-        return probe
+        return description.loop_probe(self)
 
     def loop_is_closed(self) -> bool:
         """Whether the loop that we were started on is closed, or one of our own is not needed."""
