@@ -8,13 +8,14 @@ first, it takes their connection over. What is reached besides the public API:
 ==========================================  ==================================================
 attribute                                   for
 ==========================================  ==================================================
-``eio.sockets``, ``eio._trigger_event``,    sessions and their events
+``eio.sockets``, ``eio._trigger_event``,    sessions, their events, and what ends them
 ``eio.reason``
 ``session.closing``, ``closed``,            what state it is in
 ``connected``, ``upgraded``, ``last_ping``
 ``session.queue``                           what waits, and our own packets
+``session.close()``                         the end of an evicted one
 ``handle_get_request``, ``receive``,        the overridden methods
-``handle_post_request``, ``close``,
+``handle_post_request``,
 ``check_ping_timeout``,
 ``_websocket_handler``
 ``ws._sock``                                aiohttp's WebSocket behind engine.io's

@@ -216,7 +216,8 @@ async def test_a_client_that_stops_polling_is_dead(mode: str) -> None:
             assert took <= BOUND + 0.5
             state, _ = await served.until(lambda state: state["sessions"] == 0)
             assert state["evictions"] == {"no-pong": 1}
-            assert state["disconnected"] == [["ping timeout"]]
+            # Before 5.12 there are no reasons.
+            assert state["disconnected"] in ([["ping timeout"]], [["?"]])
             assert state["rooms"] == {}
             await served.until(lambda _: not served.peers())
 
@@ -306,13 +307,12 @@ async def test_engineios_own_keepalive_forgives_a_stall(mode: str, bare: bool) -
             while (packet := await ws.receive()).data != "2":
                 if packet.type is aiohttp.WSMsgType.PING:
                     await ws.pong(packet.data)
-            # In one write: the stall begins before the PONG is read.
-            ws._writer.transport.write(b"")
+            # The stall begins before the PONG is looked at.
             await ws.send_str('42["stall",2.5]')
             await ws.send_str("3")
             await asyncio.sleep(3)
             state = await asyncio.to_thread(served.state)
-            assert state["sessions"] == (0 if bare else 1), state
+            assert len(state["disconnected"]) == int(bare), state
             await ws.close()
 
 
