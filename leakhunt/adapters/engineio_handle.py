@@ -132,8 +132,7 @@ class SessionHandle(TransportHandle):
         wire: Wire | None = None
         try:
             self.alive()
-            if self.inner is None:
-                wire = self._wire(environ)
+            wire = self._wire(environ)
         except Exception as error:
             self.reference.agent.say_once(f"leakhunt does not see a request of socketio: {error}")
             log.debug("request not seen", exc_info=True)
@@ -141,13 +140,17 @@ class SessionHandle(TransportHandle):
             yield
         finally:
             if wire is not None:
-                wire.in_flight -= 1
+                self._read(wire)
 
     def seen(self, environ: dict[str, Any]) -> None:
         """The request that opened the session, which is about to be answered."""
         wire = self._wire(environ)
         if wire is not None:
-            wire.in_flight -= 1
+            self._read(wire)
+
+    def _read(self, wire: Wire) -> None:
+        wire.in_flight -= 1
+        wire.used_at = self.reference.agent.clock()
 
     def alive(self) -> None:
         """The client has sent something."""
@@ -179,9 +182,8 @@ class SessionHandle(TransportHandle):
 
     def _own(self) -> list[tuple[Wire, Any]]:
         """Its open TCP connections, with their transports."""
-        pairs = [
-            (wire, wire.transport()) for wire in list(self.wires.values()) if wire.belongs_to(self)
-        ]
+        now = self.reference.agent.clock()
+        pairs = [(wire, wire.transport_for(self, now)) for wire in list(self.wires.values())]
         return [pair for pair in pairs if pair[1] is not None]
 
     # What it is

@@ -2,7 +2,8 @@
 
 A long-polling session has no TCP connection of its own: each of its requests comes over one,
 kept alive by the client or by a proxy, that the next one may share with others. What they tell
-counts for the session whose request was the last on it, and no other session's is ever reset.
+counts for a session while it answers a request of it, and afterwards until anything else comes
+over it; one that others may be using is never reset.
 """
 
 from __future__ import annotations
@@ -10,40 +11,51 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.adapters import asgi, tcp_handle
 from leakhunt.adapters.daphne import TwistedTransport
 from leakhunt.adapters.kernel_handle import KernelTransport
+from leakhunt.agent import kernel
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
 
 
+SLACK: Final = 0.05
+"""Seconds by which the kernel's clock may be off ours."""
+
+
 class Wire:
     """One TCP connection that requests come over."""
 
-    __slots__ = ("__weakref__", "_find", "in_flight", "is_shared", "owner")
+    __slots__ = ("__weakref__", "_find", "in_flight", "owner", "used_at")
 
-    def __init__(self, find: Callable[[], Any], *, is_shared: bool) -> None:
+    def __init__(self, find: Callable[[], Any]) -> None:
         self._find = find
         self.in_flight = 0
         """Requests that are being answered, a WebSocket included."""
         self.owner: weakref.ref[Any] | None = None
-        """Whose request was the last."""
-        self.is_shared = is_shared
-        """Whether requests of others might come over it without our knowing."""
+        """The session whose request was the last that we have seen."""
+        self.used_at = 0.0
+        """When that one had been read, by the agent's clock."""
 
     def transport(self) -> Any:
         """The transport, or ``None`` when it is gone."""
         transport = self._find()
         return None if transport is None or transport.is_closing() else transport
 
-    def belongs_to(self, handle: Any) -> bool:
-        """Whether nobody but this session can be meant by what happens on it."""
-        if self.is_shared and not self.in_flight:
-            return False
-        return self.owner is not None and self.owner() is handle
+    def transport_for(self, handle: Any, now: float) -> Any:
+        """The transport, if nobody but this session can be meant by what happens on it."""
+        transport = self.transport()
+        if transport is None or self.owner is None or self.owner() is not handle:
+            return None
+        if self.in_flight:
+            return transport
+        # Requests for something else than engine.io are not seen, but the kernel heard them.
+        sock = tcp_handle.socket_of(transport)
+        age = None if sock is None else kernel.data_age(sock)
+        return transport if age is not None and now - age <= self.used_at + SLACK else None
 
     def reset(self) -> None:
         """End it now, and leave nothing of it in the kernel."""
@@ -63,14 +75,12 @@ class Wires:
         transport = _transport_of(environ)
         if transport is None:
             return _by_address(agent, environ)
-        if isinstance(transport, TwistedTransport):
-            return Wire(lambda: transport, is_shared=True)
         try:
             wire = self._known.get(transport)
             if wire is None:
-                wire = self._known[transport] = Wire(weakref.ref(transport), is_shared=False)
-        except TypeError:  # uvloop's under TLS
-            return Wire(lambda: transport, is_shared=True)
+                wire = self._known[transport] = Wire(weakref.ref(transport))
+        except TypeError:  # daphne's, and uvloop's under TLS: one for each request
+            return Wire(lambda: transport)
         return wire
 
 
@@ -113,4 +123,4 @@ def _by_address(agent: Agent, environ: dict[str, Any]) -> Wire | None:
             found.append(None if socket is None else KernelTransport(socket))
         return found[0]
 
-    return Wire(find, is_shared=True)
+    return Wire(find)

@@ -256,6 +256,37 @@ async def test_an_evicted_handler_sees_its_rooms_left_and_its_session_there(
             assert state["connected"] == 1
 
 
+@pytest.mark.parametrize("use", ["websocket", "state"])
+async def test_a_shared_connection_is_not_reset(mode: str, use: str) -> None:
+    """What a proxy has used for somebody else meanwhile stays, whoever is evicted."""
+    with serve(mode) as served:
+        async with raw(served) as client, raw(served) as other:
+            await client.open()
+            (port,) = served.peers()
+            other.http = client.http  # the proxy
+            if use == "websocket":
+                ws = await other.websocket()
+                reading = asyncio.create_task(answer_pings(ws))
+            else:
+                await asyncio.sleep(0.2)
+                async with client.http.get(f"{served.url}/state") as answer:
+                    await answer.read()
+            assert served.peers() == {port}
+            state, _ = await served.until(lambda state: state["evictions"])
+            await asyncio.sleep(0.5)
+            assert state["evictions"] == {"no-pong": 1}
+            assert port in served.peers()
+            if use == "websocket":
+                reading.cancel()
+                await ws.close()
+
+
+async def answer_pings(ws: Any) -> None:
+    async for message in ws:
+        if message.type is aiohttp.WSMsgType.PING:
+            await ws.pong(message.data)
+
+
 # The living
 
 
