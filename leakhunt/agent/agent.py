@@ -189,7 +189,10 @@ class Agent:
             return
         if self._loop is not None:
             if self._loop.is_running():
-                raise RuntimeError(f"{self!r} serves another event loop: use one Agent for each")
+                # By its name: a text that counts connections would be said for each of them.
+                raise RuntimeError(
+                    f"{self.name!r} serves another event loop: use one Agent for each"
+                )
             self._leave_loop()
         self._loop = loop
         self._loop_thread = threading.get_ident()

@@ -247,19 +247,25 @@ async def test_closing_lets_go_and_starting_again_works() -> None:
 @virtual
 async def test_a_second_running_loop_is_refused() -> None:
     """One agent, one loop: another thread's loop gets an error, the first is not disturbed."""
+    said: list[str] = []
     async with make_agent() as agent:
         conn, _ = connect(agent)
 
         def elsewhere() -> None:
             async def start() -> None:
-                with pytest.raises(RuntimeError, match="serves another event loop"):
+                with pytest.raises(RuntimeError, match="serves another event loop") as caught:
                     agent.start()
+                said.append(str(caught.value))
 
             asyncio.run(start())
 
         # In a thread of its own, while this loop is (by its own word) running.
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        thread.join()
+        for _ in range(2):
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            thread.join()
+            connect(agent)
+        assert len(said) == 2
+        assert len(set(said)) == 1, "it is logged once, however many connections there are"
         assert conn.is_open
         assert agent.knows(conn)
