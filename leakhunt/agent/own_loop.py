@@ -115,7 +115,9 @@ class OwnLoop:
                 if self._loop is None:
                     self._start()
                 assert self._loop is not None
-                self._loop.call_soon_threadsafe(self._run_posted, function, args, kwargs)
+                self._loop.call_soon_threadsafe(
+                    self._run_posted, self._loop, function, args, kwargs
+                )
                 self._posted += 1
         except (OSError, RuntimeError) as error:
             # No descriptors, no threads, or the interpreter is about to end.
@@ -154,7 +156,11 @@ class OwnLoop:
         return answer.result()
 
     def _run_posted(
-        self, function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        loop: _Loop,
+        function: Callable[..., object],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         try:
             function(*args, **kwargs)
@@ -162,7 +168,8 @@ class OwnLoop:
             log.exception("leakhunt failed in its own thread; the server is not affected")
         finally:
             with self._lock:
-                self._posted -= 1
+                if self._loop is loop:  # else it was ended meanwhile, and another one counts
+                    self._posted -= 1
 
     # Its life
 

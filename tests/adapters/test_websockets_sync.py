@@ -26,6 +26,7 @@ from websockets.sync.server import ServerConnection, serve, unix_serve
 import leakhunt
 from leakhunt.adapters import websockets_sync
 from leakhunt.agent import default
+from leakhunt.agent.own_loop import OwnLoop
 from leakhunt.collect.agent import AgentClient
 from leakhunt.core import frames
 from leakhunt.errors import MountError
@@ -451,6 +452,36 @@ def test_the_thread_is_there_while_there_are_connections() -> None:
         assert not status.loop.blocked
     assert ours() == []
     assert agent.statistics().closed == {"closed": 2}
+
+
+def test_a_call_that_outlives_its_thread_does_not_keep_the_next_one() -> None:
+    """What is left of a loop that was closed is not counted for its successor, which rests."""
+    agent = leakhunt.Agent(endpoint=False)
+    own = agent.own_loop = OwnLoop(agent)
+    let_go = [threading.Event() for _ in range(3)]
+    begun = [threading.Event() for _ in range(3)]
+
+    def hold(number: int) -> None:
+        begun[number].set()
+        let_go[number].wait(10)
+
+    own.post(hold, 0)
+    begun[0].wait(10)
+    closing = threading.Thread(target=own.close)
+    closing.start()
+    until(lambda: own._posted == 2)
+    own.post(hold, 1)
+    let_go[0].set()
+    begun[1].wait(10)
+    own.post(hold, 2)  # in the loop's last turn, behind the one that ends it
+    let_go[1].set()
+    begun[2].wait(10)
+    assert own.loop is None
+    own.call(lambda: None)
+    assert own.loop is not None
+    let_go[2].set()
+    closing.join()
+    until(lambda: own.loop is None, seconds=5)
 
 
 def test_closing_the_agent_lets_go_of_open_connections() -> None:
