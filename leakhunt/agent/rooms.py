@@ -164,7 +164,13 @@ class Rooms:
         for number, (mapping, _, _) in enumerate(self._adopted):
             for room, members in _copy_of(mapping):
                 for member in members:
-                    for wanted, conn_id in owners.get(member, ()):
+                    known = owners.get(member)
+                    if known is None:
+                        behind = _found_by_scope(member)
+                        if behind is not None and behind.id in found and self._agent.knows(behind):
+                            found[behind.id].add(room)
+                        continue
+                    for wanted, conn_id in known:
                         if wanted == number:
                             found[conn_id].add(room)
         return found
@@ -209,7 +215,7 @@ class Rooms:
                 candidates = self._members_for(conn, of)
                 for room, members in list(mapping.items()):
                     inside = [member for member in candidates if member in members]
-                    if not inside and conn.adapter in ABOVE_ASGI:
+                    if not inside and _is_searched(conn):
                         inside = [one for one in list(members) if connection_behind(one) is conn]
                     found.extend(
                         (room, members, member, mapping if prune else None) for member in inside
@@ -226,6 +232,19 @@ class Rooms:
 
 def _websocket_of(conn: Connection) -> Any:
     return conn.websocket
+
+
+def _is_searched(conn: Connection) -> bool:
+    """Whether adopted sets hold it by an object that nobody has bound to it."""
+    return conn.adapter in ABOVE_ASGI and conn._bound is None
+
+
+def _found_by_scope(member: Any) -> Connection | None:
+    try:
+        conn = connection_behind(member)
+    except Exception:
+        return None  # somebody else's property
+    return conn if conn is not None and _is_searched(conn) else None
 
 
 def _rooms_in(source: RoomSource, conn: Connection) -> list[str]:
