@@ -21,6 +21,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -209,9 +210,9 @@ def report(results: list[dict[str, Any]], window_s: float) -> str:
         f"Live clients dropped: {dropped['bare']} by the servers themselves, "
         f"{dropped['leakhunt']} with leakhunt.",
         "",
-        ", ".join(f"{name} {number}" for name, number in sorted(told.items())),
+        *textwrap.wrap(", ".join(f"{name} {number}" for name, number in sorted(told.items())), 100),
         f"{platform.python_implementation()} {platform.python_version()}, "
-        f"{platform.system()} {platform.release()}, {os.cpu_count()} cores",
+        f"{platform.system()} {platform.release().partition('-')[0]}, {os.cpu_count()} cores",
     ]
     return "\n".join(lines)
 

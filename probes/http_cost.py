@@ -82,10 +82,14 @@ def main() -> None:
     parser.add_argument("--server", action="append", choices=SERVERS, metavar="NAME")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each round, for each")
+    parser.add_argument(
+        "--null", action="store_true", help="both without: how far the ratio strays by itself"
+    )
     options = parser.parse_args()
+    other = ["--bare"] if options.null else []
     print(f"{'':18}{'without':>10}{'with':>10}{'ratio':>8}   requests per second")
     for name in options.server or SERVERS:
-        with server(name, "--bare") as bare, server(name) as mounted:
+        with server(name, "--bare") as bare, server(name, *other) as mounted:
             rates: list[tuple[float, float]] = []
             for number in range(options.rounds + 1):
                 pair = [(0, bare), (1, mounted)]
