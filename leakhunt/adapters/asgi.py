@@ -244,6 +244,8 @@ def open_session(agent: Agent, scope: Scope, receive: Receive, send: Send) -> Se
     if conn is None:
         return None
     session.conn, session.handle = conn, handle
+    if isinstance(handle, KernelHandle):
+        session._send = functools.partial(handle.passing, send)
     if "channels.layers" in sys.modules:
         agent.safely(_follow_groups, agent)
     return session
@@ -270,8 +272,9 @@ def handle_for(
 ) -> tuple[TransportHandle, str, Hook | None]:
     """The handle for a connection, the name of its adapter, and what puts the hooks on.
 
-    ``counted_send`` is where our own messages go if only ASGI takes them; ``send`` is the
-    server's, behind which its protocol object is looked for.
+    ``counted_send`` is where our own messages go if only ASGI takes them, the server's own if
+    nobody sees what passes; ``send`` is the server's, behind which its protocol object is looked
+    for.
     """
     found = find_protocol(send)
     if found is not None:
@@ -286,11 +289,12 @@ def handle_for(
             "counted only: no pings, no buffers, no eviction"
         )
         return UnreachableHandle(agent, peer=_peer(scope), send=counted_send), server, None
-    return _by_the_kernel(agent, scope, counted_send, _is_granian(send))
+    seen = counted_send is not send
+    return _by_the_kernel(agent, scope, counted_send, granian=_is_granian(send), seen=seen)
 
 
 def _by_the_kernel(
-    agent: Agent, scope: Scope, send: Send, granian: bool
+    agent: Agent, scope: Scope, send: Send, *, granian: bool, seen: bool
 ) -> tuple[TransportHandle, str, None]:
     name = "granian" if granian else NAME
     peer = _peer(scope)
@@ -311,8 +315,9 @@ def _by_the_kernel(
             "granian: under TLS no pings can be written; a frozen client that is sent nothing "
             "is not found"
         )
-    asks = granian and not tls
-    return KernelHandle(agent, socket, peer=peer, send=send, asks=asks), name, None
+    # Between whose frames, if we do not see what is sent?
+    asks = granian and not tls and seen
+    return KernelHandle(agent, socket, peer=peer, send=send, asks=asks, tls=tls), name, None
 
 
 def _is_granian(send: Send) -> bool:

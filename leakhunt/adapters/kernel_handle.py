@@ -4,11 +4,19 @@ What is left is the kernel: it says when payload arrived and what is not acknowl
 can reset the connection. Messages go through the server's own ASGI ``send``.
 
 On a plaintext connection a ping can be asked by writing its frame to the socket ourselves. That
-is safe only between two frames of the server's, so only while everything that it has written is
-acknowledged *and* it has been quiet for a moment: a server that holds the rest of a frame while
-the send queue is empty writes it within microseconds. Where pings cannot be written (TLS), the
-kernel asks for us: keepalive finds a host that is gone, and a backlog that is not taken convicts
-one that has stopped reading. A frozen client that is sent nothing is not found then.
+is safe only between two frames of the server's, so only while
+
+* no ``send`` of the application's is under way: granian's ends when the kernel has its frame. An
+  empty send queue alone proves nothing: while a process is stopped, or has no processor, its
+  client drains the queue, and afterwards our thread may come before the one with the rest;
+* none was cancelled since the last that ended well: granian drops it in the midst of its frame,
+  and writes the rest before the next one;
+* everything that was written is acknowledged, and it has been quiet for a moment: the pongs that
+  the server writes by itself are nobody's ``send``.
+
+Where pings cannot be written (TLS), the kernel asks for us: keepalive finds a host that is gone,
+and a backlog that is not taken convicts one that has stopped reading. A frozen client that is
+sent nothing is not found then.
 """
 
 from __future__ import annotations
@@ -16,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.adapters.transport_handle import TransportHandle
@@ -83,11 +91,15 @@ class KernelHandle(TransportHandle):
 
     __slots__ = (
         "__weakref__",
+        "_begun",
+        "_cut",
         "_peer",
         "_send",
         "_sending",
         "_sent",
+        "_tls",
         "_transport",
+        "_under_way",
         "_waiting",
         "accepted",
         "asks",
@@ -102,6 +114,7 @@ class KernelHandle(TransportHandle):
         peer: str,
         send: Callable[[dict[str, Any]], Awaitable[None]],
         asks: bool,
+        tls: bool = False,
     ) -> None:
         super().__init__(agent, self)
         self._transport = KernelTransport(socket)
@@ -112,6 +125,13 @@ class KernelHandle(TransportHandle):
         self._waiting = 0
         self._sending: asyncio.Task[None] | None = None
         self.asks = asks
+        self._tls = tls
+        self._begun = 0
+        """Number of the last message that was given to the server."""
+        self._under_way = 0
+        """How many of them it has not taken yet."""
+        self._cut = 0
+        """Number of the last one when one was cancelled; 0: none since a later one was taken."""
         self.accepted = False
         self.finished = False
         if not asks and agent.settings.mode == "enforce":
@@ -131,7 +151,7 @@ class KernelHandle(TransportHandle):
 
     @property
     def tls(self) -> bool:
-        return not self.asks
+        return self._tls
 
     def is_closing(self) -> bool:
         return self.finished or self._transport.is_closing()
@@ -160,7 +180,29 @@ class KernelHandle(TransportHandle):
             return True
         return self.asks and self._is_between_frames() and self._transport.socket.send_now(frame)
 
+    async def passing(
+        self, send: Callable[[MutableMapping[str, Any]], Awaitable[None]], message: Any
+    ) -> None:
+        """The server's own ``send``: while it lasts, a frame may be half written."""
+        self._begun += 1
+        number = self._begun
+        self._under_way += 1
+        try:
+            await send(message)
+        except Exception:
+            raise  # it was refused whole, or the connection is broken
+        except BaseException:
+            self._cut = self._begun
+            raise
+        else:
+            if number > self._cut:
+                self._cut = 0
+        finally:
+            self._under_way -= 1
+
     def _is_between_frames(self) -> bool:
+        if self._under_way or self._cut:
+            return False
         sock = self._transport.socket
         if kernel.unacked_bytes(sock) != 0:
             return False
@@ -196,8 +238,8 @@ class KernelHandle(TransportHandle):
         self._transport.abort()
 
     def release(self) -> None:
-        if self._sending is not None:
-            self._sending.cancel()
+        # The one that is under way goes on: cancelled, half of its frame would stay behind.
+        self._sent.clear()
 
 
 class UnreachableHandle(KernelHandle):
@@ -210,10 +252,6 @@ class UnreachableHandle(KernelHandle):
     ) -> None:
         nowhere = kernel.BorrowedSocket((-1, 0), 0)
         super().__init__(agent, nowhere, peer=peer, send=send, asks=False)
-
-    @property
-    def tls(self) -> bool:
-        return False
 
     @property
     def local(self) -> str:
