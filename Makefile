@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format setup system constraints clean
+.PHONY: help demo test oldest check lint format setup system constraints clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ demo: setup ## Show the leak and the leak gone, on real servers and really dying
 
 test: setup system ## Run the tests
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+oldest: system ## Run the contract suite on the oldest releases of the servers (in .venv-oldest)
+	@test -x .venv-oldest/bin/python || python3 -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -r tests/adapters/contract/oldest.txt -e '.[cli]'
+	.venv-oldest/bin/python -m pytest tests/adapters/contract $(PYTEST_ARGS)
 
 check: lint test ## Lint, then test
 
@@ -78,6 +83,6 @@ constraints: setup ## Write constraints.txt anew from what is installed in .venv
 	@mv constraints.new constraints.txt
 
 clean: ## Remove .venv, caches and build results
-	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) .venv-oldest build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	    .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
