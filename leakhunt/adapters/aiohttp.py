@@ -28,7 +28,6 @@ for the connection: pongs are not seen, and its end only when the WebSocket is c
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +38,7 @@ from aiohttp.web_ws import WebSocketResponse
 
 from leakhunt.adapters.following import follow, followed, following, hook_protocol, unfollow
 from leakhunt.adapters.keepalive import note_keepalive
-from leakhunt.adapters.mounting import Mount, leave_rooms, wrong_application
+from leakhunt.adapters.mounting import Mount, leave_rooms, mount_after, wrong_application
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent.connection import _CURRENT, Connection
 from leakhunt.core.frames import frame_size
@@ -47,8 +46,6 @@ from leakhunt.errors import MountError
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
-
-log: Final = logging.getLogger("leakhunt")
 
 NAME: Final = "aiohttp"
 
@@ -117,19 +114,11 @@ def _prepares(mount: Mount) -> Callable[[Any, Any], Awaitable[None]]:
 
 def auto_mount(module: Any) -> None:
     """Let the application of every ``AppRunner`` (``run_app`` makes one) be followed."""
-    init = module.AppRunner.__init__
-    if getattr(init, "_leakhunt", False):
-        return
 
-    def mounting(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, app, *args, **kwargs)
-        try:
-            _mount(app, Mount(None, {}, automatic=True))
-        except Exception as error:
-            log.warning("leakhunt is not mounted on an aiohttp application: %s", error)
+    def mount(runner: Any) -> None:
+        _mount(runner.app, Mount(None, {}, automatic=True))
 
-    mounting._leakhunt = True  # type: ignore[attr-defined]
-    module.AppRunner.__init__ = mounting
+    mount_after(module.AppRunner, "__init__", mount, "an aiohttp application")
 
 
 # Hooks

@@ -63,6 +63,9 @@ AUTOMATIC_KEY: Final = "leakhunt.automatic"
 DEPTH: Final = 12
 """How many wrappers around ``send`` are looked behind."""
 
+MOST: Final = 200
+"""How many objects are looked at there."""
+
 
 class Middleware:
     """Follows every WebSocket of an ASGI application; everything else passes untouched.
@@ -116,18 +119,22 @@ class Middleware:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The server's life: ``leakhunt status`` finds the agent before anybody connects."""
-        agent = None
+        started = None
         try:
             agent = self._its_agent()
+            before = agent._loop
             agent.start()
+            if agent._loop is not before:
+                started = agent
         except Exception:
             log.debug("not started with the server", exc_info=True)
         try:
             await self.app(scope, receive, send)
         finally:
-            if agent is not None and not agent.open_connections:
+            # Not what somebody else has started, perhaps on another loop.
+            if started is not None and not started.open_connections:
                 try:
-                    await agent.aclose()
+                    await started.aclose()
                 except Exception:
                     log.exception("leakhunt failed to close; the server is not affected")
 
@@ -147,13 +154,27 @@ class Middleware:
                 return None
             return open_session(self._its_agent(), scope, receive, send)
         except Exception as error:
-            _say_once(f"leakhunt cannot follow a connection, which goes on without it: {error}")
+            say_once(f"leakhunt cannot follow a connection, which goes on without it: {error}")
             log.debug("not followed", exc_info=True)
             return None
 
 
-@functools.cache
-def _say_once(text: str) -> None:
+def mounted(app: Any) -> Any:
+    """``app`` in a middleware of its own, for mounts that are no code of the application's.
+
+    Raises:
+        MountError: it is no ASGI application.
+    """
+    if isinstance(app, Middleware):
+        return app
+    middleware = Middleware(app)
+    middleware.automatic = True
+    return middleware
+
+
+@functools.lru_cache(maxsize=100)
+def say_once(text: str) -> None:
+    """Log a warning, once."""
     log.warning(text)
 
 
@@ -280,15 +301,19 @@ def handle_for(
     if found is not None:
         protocol, server = found
         adapter = import_module(f"leakhunt.adapters.{server}")
-        made = adapter.handle_for(agent, protocol)
-        if made is not None:
-            handle, hook = made
-            return handle, server, hook
-        agent.note(
-            f"{server}: a connection that shares its TCP connection with others (HTTP/2) is "
-            "counted only: no pings, no buffers, no eviction"
-        )
-        return UnreachableHandle(agent, peer=_peer(scope), send=counted_send), server, None
+        try:
+            made = adapter.handle_for(agent, protocol)
+        except Exception as error:
+            agent.note(f"{server}: this release is not known: {type(error).__name__}: {error}")
+        else:
+            if made is not None:
+                handle, hook = made
+                return handle, server, hook
+            agent.note(
+                f"{server}: a connection that shares its TCP connection with others (HTTP/2) is "
+                "counted only: no pings, no buffers, no eviction"
+            )
+            return UnreachableHandle(agent, peer=_peer(scope), send=counted_send), server, None
     seen = counted_send is not send
     return _by_the_kernel(agent, scope, counted_send, granian=_is_granian(send), seen=seen)
 
@@ -343,6 +368,8 @@ def behind(send: Any) -> Iterator[Any]:
         for one in todo:
             if id(one) in seen or isinstance(one, types.ModuleType | type):
                 continue
+            if len(seen) == MOST:
+                return
             seen.add(id(one))
             yield one
             deeper += _within(one)
@@ -363,7 +390,10 @@ def _within(one: Any) -> list[Any]:
             continue  # a variable that is not set yet
     # The names under which wrappers keep the next one: Session here, Starlette, engine.io.
     for name in ("_send", "send", "asgi_send"):
-        inner = getattr(one, name, None) if not isinstance(one, dict) else None
+        # Only what it has: a mock, or a proxy, would make one up for each name.
+        if name not in getattr(one, "__dict__", ()) and not hasattr(type(one), name):
+            continue
+        inner = getattr(one, name, None)
         if callable(inner):
             found.append(inner)
     return found

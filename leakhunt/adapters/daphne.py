@@ -19,20 +19,18 @@ attribute                           for
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from leakhunt.adapters.asgi import Middleware
+from leakhunt.adapters.asgi import mounted
 from leakhunt.adapters.asgi_handle import AsgiHandle
 from leakhunt.adapters.following import followed
 from leakhunt.adapters.keepalive import note_keepalive
+from leakhunt.adapters.mounting import mount_after
 from leakhunt.agent.connection import Connection
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
-
-log: Final = logging.getLogger("leakhunt")
 
 
 class TwistedTransport:
@@ -138,19 +136,8 @@ def _telling(base: type[Any]) -> type[Any]:
 
 def auto_mount(module: Any) -> None:
     """Let the application of every ``daphne.server.Server`` made from now on be followed."""
-    init = module.Server.__init__
-    if getattr(init, "_leakhunt", False):
-        return
 
-    @functools.wraps(init)
-    def mounted_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        try:
-            if not isinstance(self.application, Middleware):
-                self.application = Middleware(self.application)
-                self.application.automatic = True
-        except Exception as error:
-            log.warning("leakhunt is not mounted, daphne runs without it: %s", error)
+    def mount(server: Any) -> None:
+        server.application = mounted(server.application)
 
-    mounted_init._leakhunt = True  # type: ignore[attr-defined]
-    module.Server.__init__ = mounted_init
+    mount_after(module.Server, "__init__", mount, "daphne")

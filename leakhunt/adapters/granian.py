@@ -11,7 +11,7 @@ import functools
 import logging
 from typing import Any, Final
 
-from leakhunt.adapters.asgi import Middleware
+from leakhunt.adapters.asgi import mounted
 
 log: Final = logging.getLogger("leakhunt")
 
@@ -25,9 +25,7 @@ def auto_mount(module: Any) -> None:
     @functools.wraps(wrap)
     def mounted_wrap(callback: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            if not isinstance(callback, Middleware):
-                callback = Middleware(callback)
-                callback.automatic = True
+            callback = mounted(callback)
         except Exception as error:
             log.warning("leakhunt is not mounted, granian runs without it: %s", error)
         return wrap(callback, *args, **kwargs)

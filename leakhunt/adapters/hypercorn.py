@@ -20,20 +20,18 @@ they are counted only. Workers on trio have no asyncio loop and are not followed
 from __future__ import annotations
 
 import functools
-import logging
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from leakhunt.adapters.asgi import Middleware
+from leakhunt.adapters.asgi import mounted
 from leakhunt.adapters.asgi_handle import AsgiHandle
 from leakhunt.adapters.following import hook_protocol
+from leakhunt.adapters.mounting import mount_after
 from leakhunt.agent.connection import Connection
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
-
-log: Final = logging.getLogger("leakhunt")
 
 
 class HypercornHandle(AsgiHandle):
@@ -78,19 +76,8 @@ def _hook(stream: Any, transport: Any, conn: Connection) -> None:
 
 def auto_mount(module: Any) -> None:
     """Let every application that ``hypercorn.app_wrappers`` wraps from now on be followed."""
-    init = module.ASGIWrapper.__init__
-    if getattr(init, "_leakhunt", False):
-        return
 
-    @functools.wraps(init)
-    def mounted_init(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, app, *args, **kwargs)
-        try:
-            if not isinstance(self.app, Middleware):
-                self.app = Middleware(self.app)
-                self.app.automatic = True
-        except Exception as error:
-            log.warning("leakhunt is not mounted, hypercorn runs without it: %s", error)
+    def mount(wrapper: Any) -> None:
+        wrapper.app = mounted(wrapper.app)
 
-    mounted_init._leakhunt = True  # type: ignore[attr-defined]
-    module.ASGIWrapper.__init__ = mounted_init
+    mount_after(module.ASGIWrapper, "__init__", mount, "hypercorn")

@@ -1,8 +1,12 @@
-"""What the ``setup(app)`` of the frameworks share: one mount for an application, clear refusals."""
+"""What the ``setup(app)`` of the frameworks and ``leakhunt run`` share: one mount for an
+application, clear refusals, and hooks on what makes applications.
+"""
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.agent.agent import Agent
@@ -121,6 +125,28 @@ def wrong_application(given: Any, call: str, wanted: str) -> MountError:
                 hint = OTHERS[package]
                 break
     return MountError(f"{call} takes {wanted}, not {given!r}", hint=hint)
+
+
+def mount_after(cls: Any, method: str, mount: Callable[[Any], object], what: str) -> None:
+    """Call ``mount`` with every object whose ``method`` has returned from now on; only once.
+
+    For ``leakhunt run``. Whatever fails, ``what`` goes on without us.
+    """
+    original = getattr(cls, method)
+    if getattr(original, "_leakhunt", False):
+        return
+
+    @functools.wraps(original)
+    def mounting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        try:
+            mount(self)
+        except Exception as error:
+            log.warning("leakhunt is not mounted, %s runs without it: %s", what, error)
+        return result
+
+    mounting._leakhunt = True  # type: ignore[attr-defined]
+    setattr(cls, method, mounting)
 
 
 def leave_rooms(conn: Connection) -> None:

@@ -29,8 +29,6 @@ handshake wrongly), 25.3.0 and 25.12.1.
 from __future__ import annotations
 
 import asyncio
-import functools
-import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,15 +38,13 @@ from sanic.exceptions import WebsocketClosed
 
 from leakhunt.adapters.following import follow, followed, following, hook_protocol, unfollow
 from leakhunt.adapters.keepalive import note_keepalive
-from leakhunt.adapters.mounting import Mount, leave_rooms, wrong_application
+from leakhunt.adapters.mounting import Mount, leave_rooms, mount_after, wrong_application
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent.connection import _CURRENT, SCOPE_KEY, Connection
 from leakhunt.errors import MountError
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
-
-log: Final = logging.getLogger("leakhunt")
 
 NAME: Final = "sanic"
 
@@ -111,20 +107,11 @@ def _mount(app: Sanic[Any, Any], mount: Mount) -> None:
 
 def auto_mount(module: Any) -> None:
     """Let every application that is made from now on be followed."""
-    init = module.Sanic.__init__
-    if getattr(init, "_leakhunt", False):
-        return
 
-    @functools.wraps(init)
-    def mounting(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        try:
-            _mount(self, Mount(None, {}, automatic=True))
-        except Exception as error:
-            log.warning("leakhunt is not mounted on a Sanic application: %s", error)
+    def mount(application: Any) -> None:
+        _mount(application, Mount(None, {}, automatic=True))
 
-    mounting._leakhunt = True  # type: ignore[attr-defined]
-    module.Sanic.__init__ = mounting
+    mount_after(module.Sanic, "__init__", mount, "a Sanic application")
 
 
 # Hooks

@@ -27,7 +27,6 @@ Tested with Tornado 6.1, 6.3.3, 6.4.2, 6.5.2 and 6.6.1.
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Final
@@ -37,15 +36,13 @@ from tornado.iostream import StreamBufferFullError, StreamClosedError
 
 from leakhunt.adapters.following import follow, followed, serving, unfollow
 from leakhunt.adapters.keepalive import note_keepalive
-from leakhunt.adapters.mounting import Mount, leave_rooms, wrong_application
+from leakhunt.adapters.mounting import Mount, leave_rooms, mount_after, wrong_application
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent import kernel
 from leakhunt.agent.connection import _CURRENT, Connection
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
-
-log: Final = logging.getLogger("leakhunt")
 
 NAME: Final = "tornado"
 
@@ -81,20 +78,11 @@ def _mount(application: Any, mount: Mount) -> None:
 
 def auto_mount(module: Any) -> None:
     """Let every application that is made from now on be followed."""
-    init = module.Application.__init__
-    if getattr(init, "_leakhunt", False):
-        return
 
-    @functools.wraps(init)
-    def mounting(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        try:
-            _mount(self, Mount(None, {}, automatic=True))
-        except Exception as error:
-            log.warning("leakhunt is not mounted on a Tornado application: %s", error)
+    def mount(application: Any) -> None:
+        _mount(application, Mount(None, {}, automatic=True))
 
-    mounting._leakhunt = True  # type: ignore[attr-defined]
-    module.Application.__init__ = mounting
+    mount_after(module.Application, "__init__", mount, "a Tornado application")
 
 
 # Hooks

@@ -19,20 +19,18 @@ attribute                      for
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from leakhunt.adapters.asgi import Middleware
+from leakhunt.adapters.asgi import mounted, say_once
 from leakhunt.adapters.asgi_handle import AsgiHandle
 from leakhunt.adapters.following import hook_protocol
 from leakhunt.adapters.keepalive import note_keepalive
+from leakhunt.adapters.mounting import mount_after
 from leakhunt.agent.connection import Connection
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
-
-log: Final = logging.getLogger("leakhunt")
 
 _OPEN: Final = 1  # websockets.protocol.State.OPEN
 
@@ -87,37 +85,21 @@ def mounted_protocol(base: Any) -> Any:
     class Protocol(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.app: Any = _mounted(self.app)
+            try:
+                self.app: Any = mounted(self.app)
+            except Exception as error:
+                say_once(f"leakhunt is not mounted, uvicorn runs without it: {error}")
 
     Protocol.__name__ = Protocol.__qualname__ = base.__name__
     Protocol.__module__ = base.__module__
     return Protocol
 
 
-@functools.lru_cache(maxsize=8)
-def _mounted(app: Any) -> Any:
-    if isinstance(app, Middleware):
-        return app
-    middleware = Middleware(app)
-    middleware.automatic = True
-    return middleware
-
-
 def auto_mount(module: Any) -> None:
     """Let every application that ``uvicorn.config`` loads from now on be followed."""
-    load = module.Config.load
-    if getattr(load, "_leakhunt", False):
-        return
 
-    @functools.wraps(load)
-    def mounted_load(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = load(self, *args, **kwargs)
-        try:
-            if self.ws_protocol_class is not None:
-                self.loaded_app = _mounted(self.loaded_app)
-        except Exception as error:
-            log.warning("leakhunt is not mounted, uvicorn runs without it: %s", error)
-        return result
+    def mount(config: Any) -> None:
+        if config.ws_protocol_class is not None:
+            config.loaded_app = mounted(config.loaded_app)
 
-    mounted_load._leakhunt = True  # type: ignore[attr-defined]
-    module.Config.load = mounted_load
+    mount_after(module.Config, "load", mount, "uvicorn")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -218,6 +220,8 @@ async def test_adopted_sets_of_starlette_websockets_are_emptied(agent: leakhunt.
             await until(lambda: len(seen.objects) == 2)
             mine["room"].update(seen.objects)
             first, second = seen.conns
+            shown = agent.rooms.by_connection(seen.conns)
+            assert shown == {first.id: {"lobby", "room"}, second.id: {"lobby", "room"}}
             assert agent.guard(seen.objects[0]) is first
             assert first.websocket is seen.objects[0]  # bound by guard()
             assert first.rooms == second.rooms == {"lobby", "room"}
@@ -230,6 +234,26 @@ async def test_adopted_sets_of_starlette_websockets_are_emptied(agent: leakhunt.
             for client in (one, two):
                 with pytest.raises(ConnectionClosed):
                     await client.recv()
+
+
+async def test_a_bound_connection_is_not_searched_for(agent: leakhunt.Agent) -> None:
+    """After bind() nobody looks behind the members of your sets when the connection ends."""
+
+    class Shy:
+        @property
+        def scope(self) -> Any:
+            raise AssertionError("it was looked behind")
+
+    seen = Seen()
+    mine: dict[str, set[Any]] = {"other": {Shy()}, "room": set()}
+    agent.rooms.adopt(mine)
+    async with agent, uvicorn_serving(starlette_app(agent, seen)) as port:
+        async with connect(url(port)):
+            await until(lambda: seen.objects)
+            seen.conns[0].bind(seen.objects[0])
+            mine["room"].add(seen.objects[0])
+            assert seen.conns[0].rooms == {"lobby", "room"}
+        await until(lambda: not mine["room"])
 
 
 # --- servers ---------------------------------------------------------------------------------
@@ -358,6 +382,15 @@ class Wsgi:
         return []
 
 
+@dataclasses.dataclass
+class Unhashable:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Nobody calls it."""
+
+
+unhashable = Unhashable()
+
+
 def wsgi_function(environ: Any, start_response: Any) -> Any:
     return []
 
@@ -460,6 +493,48 @@ async def test_a_failure_of_ours_leaves_the_application_alone(
                 await client.send("x")
                 assert await client.recv() == "x"
     assert len([r for r in caplog.records if "ours" in r.getMessage()]) == 1
+
+
+async def test_a_send_may_be_a_mock(agent: leakhunt.Agent) -> None:
+    """What an application's own unit tests pass is not looked behind for ever."""
+    receive = AsyncMock(
+        side_effect=[{"type": "websocket.connect"}, {"type": "websocket.disconnect"}]
+    )
+    async with agent, asyncio.timeout(5):
+        await leakhunt.asgi.Middleware(echo, agent=agent)(
+            {"type": "websocket", "path": "/"}, receive, AsyncMock()
+        )
+    assert agent.statistics().opened == 1
+
+
+def test_the_end_of_one_server_does_not_close_the_agent_of_another_loop(
+    agent: leakhunt.Agent,
+) -> None:
+    """Only the lifespan that has started an agent closes it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "lifespan"
+
+    async def main() -> None:
+        async with agent:
+            other = leakhunt.asgi.Middleware(app, agent=agent)({"type": "lifespan"}, app, app)  # type: ignore[arg-type]
+            await asyncio.to_thread(asyncio.run, other)
+            await leakhunt.asgi.Middleware(app, agent=agent)({"type": "lifespan"}, app, app)  # type: ignore[arg-type]
+            assert agent._loop is asyncio.get_running_loop()
+
+    asyncio.run(main())
+
+
+def test_an_application_that_cannot_be_hashed_is_mounted() -> None:
+    """What `--ws leakhunt.adapters.uvicorn:Protocol` wraps may be any callable object."""
+    from leakhunt.adapters.uvicorn import mounted_protocol
+
+    class Base:
+        app: Any = unhashable
+
+    first, second = mounted_protocol(Base)().app, mounted_protocol(Base)().app
+    assert isinstance(first, leakhunt.asgi.Middleware)
+    assert first.app is second.app is unhashable
 
 
 async def test_the_agent_lives_as_long_as_the_server(agent: leakhunt.Agent) -> None:
@@ -597,6 +672,27 @@ async def test_a_handle_of_a_closed_connection_never_raises(
         assert held is conn.handle.object
         conn.handle.abort()
         assert conn.handle.evidence(0.0).data_at is None
+
+
+async def test_a_server_of_an_unknown_release_is_followed_by_the_kernel(
+    agent: leakhunt.Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its adapter finds nothing of what it knows, the kernel still tells and resets."""
+
+    def fails(agent: Any, protocol: Any) -> Any:
+        raise AttributeError("transport")
+
+    monkeypatch.setattr("leakhunt.adapters.uvicorn.handle_for", fails)
+    app = leakhunt.asgi.Middleware(echo, agent=agent)
+    async with agent, uvicorn_serving(app) as port, connect(url(port)) as client:
+        await client.send("x")
+        assert await client.recv() == "x"
+        [conn] = agent.connections
+        assert conn.adapter == "asgi"
+        assert "AttributeError: transport" in agent.notes[0]
+        conn.evict()
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
 
 
 async def test_a_server_that_cannot_be_hooked_is_followed_by_its_transport(
