@@ -163,7 +163,7 @@ class Heartbeat:
                 self._again(conn, decision.again_at, spread=True)
                 return
         evidence = handle.evidence(now)
-        listen(pulse, now, evidence)
+        listen(pulse, now, evidence, self._stalled_by(now))
         if pulse.asked_at is not None and not conn._nonce and not conn._closing:
             self._ask_at_last(conn, now, nonce, evidence)
         decision = self._decide(conn, now)
@@ -201,8 +201,9 @@ class Heartbeat:
                 return
             conn._nonce = nonce if written else b""
             conn._pinged_at = now
-        ask(conn.pulse, now, self._stalled_by(now))
-        listen(conn.pulse, now, evidence)  # the window before, to compare with
+        stalled = self._stalled_by(now)
+        ask(conn.pulse, now, stalled)
+        listen(conn.pulse, now, evidence, stalled)  # the window before, to compare with
         self._again(conn, self._decide(conn, now).again_at, spread=False)
 
     def _ask_at_last(self, conn: Connection, now: float, nonce: bytes, evidence: Evidence) -> None:
@@ -215,8 +216,9 @@ class Heartbeat:
         if handle.write(handle.ping_frame(nonce)):
             conn._nonce = nonce
             conn._pinged_at = now
-            ask(conn.pulse, now, self._stalled_by(now))
-            listen(conn.pulse, now, evidence)
+            stalled = self._stalled_by(now)
+            ask(conn.pulse, now, stalled)
+            listen(conn.pulse, now, evidence, stalled)
         elif not _is_question(evidence) and not handle.is_closing():
             withdraw(conn.pulse)
 

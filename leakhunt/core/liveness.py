@@ -162,6 +162,7 @@ class Pulse:
         "heard_at",
         "limited",
         "looked_at",
+        "looked_stall",
         "slow_since",
         "unread",
         "window",
@@ -178,6 +179,8 @@ class Pulse:
         """Since when it reads a backlog without an answer, or ``None``."""
         self.looked_at: float | None = None
         """When the peer's window was last looked at, or ``None``: not since the question."""
+        self.looked_stall = 0.0
+        """Our total stall at that look."""
         self.acked = 0
         """Acknowledged bytes at that look."""
         self.window = 0
@@ -261,13 +264,16 @@ def hear(pulse: Pulse, at: float) -> None:
         pulse.slow_since = None
 
 
-def listen(pulse: Pulse, now: float, evidence: Evidence) -> None:
-    """Move the pulse by what the witnesses say, before anybody is judged."""
+def listen(pulse: Pulse, now: float, evidence: Evidence, stalled: float = 0.0) -> None:
+    """Move the pulse by what the witnesses say, before anybody is judged.
+
+    ``stalled`` is our total stall so far, in seconds.
+    """
     if evidence.data_at is not None:
         hear(pulse, evidence.data_at)
     if pulse.asked_at is None:
         return
-    _watch_window(pulse, now, evidence)
+    _watch_window(pulse, now, evidence, stalled)
     if evidence.deaf:
         if evidence.acked_at is not None and evidence.acked_at >= pulse.asked_at - CLOCK_SLACK:
             hear(pulse, evidence.acked_at)
@@ -283,8 +289,11 @@ def listen(pulse: Pulse, now: float, evidence: Evidence) -> None:
         pulse.unread = evidence.unread_bytes
 
 
-def _watch_window(pulse: Pulse, now: float, evidence: Evidence) -> None:
-    """Take a moving window as a sign of life, dated at the look before: then it is not late."""
+def _watch_window(pulse: Pulse, now: float, evidence: Evidence, stalled: float) -> None:
+    """Take a moving window as a sign of life, dated at the look before: then it is not late.
+
+    Time for which we were stalled in between does not count: the look was late, not the client.
+    """
     acked, window = evidence.acked_bytes, evidence.window
     if acked is None or window is None:
         return
@@ -294,10 +303,12 @@ def _watch_window(pulse: Pulse, now: float, evidence: Evidence) -> None:
         grew = window - pulse.window
         moved = pulse.limited and sent + grew >= evidence.window_unit
         if moved or (grew > 0 and sent <= PINGS_ONLY):
-            pulse.heard_at = max(pulse.heard_at, before)
+            late = max(stalled - pulse.looked_stall, 0.0)
+            pulse.heard_at = max(pulse.heard_at, min(before + late, now))
             if pulse.slow_since is None:
                 pulse.slow_since = before
     pulse.looked_at = now
+    pulse.looked_stall = stalled
     pulse.acked = acked
     pulse.window = window
     pulse.limited = evidence.backlog

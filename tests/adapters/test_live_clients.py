@@ -133,6 +133,29 @@ async def test_a_client_that_drains_a_backlog_is_slow_not_dead(start: Any, loop:
     server.end()
 
 
+@pytest.mark.parametrize("stop", [True, False], ids=["stopped", "loop-blocked"])
+async def test_a_stall_while_a_client_drains_a_backlog_drops_nobody(start: Any, stop: bool) -> None:
+    """Its window moved while nobody could look: that is no older than the stall."""
+    server = start()
+    async with Fleet() as fleet:
+        spec = ClientSpec(server.url, load="push", read_rate_bytes_s=1_000_000)
+        group = await fleet.group("slow", spec, 2)
+        other = await fleet.group("idle", ClientSpec(server.url), 1)
+        await group.send(json.dumps({"do": "big", "bytes": 20_000_000}))
+        await asyncio.sleep(EVICT_AFTER + 1)
+        if stop:
+            server.signal(signal.SIGSTOP)
+        else:
+            await other.send(json.dumps({"do": "stall", "s": LONG}))
+        await asyncio.sleep(LONG)
+        if stop:
+            server.signal(signal.SIGCONT)
+        await asyncio.sleep(EVICT_AFTER + 0.5)
+        assert server.agent().evictions == {}
+        assert (await group.stats()).connected == 2
+    server.end()
+
+
 async def test_bursts_of_garbage_collection_drop_nobody(start: Any) -> None:
     """Pauses of the collector are stalls like any other."""
     server = start()

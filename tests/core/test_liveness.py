@@ -165,6 +165,20 @@ def test_a_reader_that_stops_dies() -> None:
     assert decide(pulse, 229.0, 0.0, TIMING).act is Act.EVICT
 
 
+def test_our_stall_does_not_age_a_movement_that_it_hid() -> None:
+    """The look was late, not the client: it may have read at any moment of our stall."""
+    pulse = asked()
+    for second in range(115, 201):
+        listen(pulse, float(second), limited((second - 115) * 1000))
+    listen(pulse, 260.0, limited(200_000), 59.0)
+    assert pulse.heard_at == 259.0
+    assert decide(pulse, 260.0, 59.0, TIMING).act is Act.WAIT
+    # One that was frozen meanwhile is still found, one bound of our own time later.
+    for second in range(261, 290):
+        listen(pulse, float(second), limited(200_000), 59.0)
+    assert decide(pulse, 289.0, 59.0, TIMING).act is Act.EVICT
+
+
 def test_a_moving_edge_needs_two_looks() -> None:
     """What was acknowledged before the question proves nothing about now."""
     pulse = asked()
