@@ -40,6 +40,10 @@ QUIET: Final = 0.02
 """Seconds for which a server must have written nothing before a frame of ours goes between its:
 a thousand times what its I/O thread needs, and more than the kernel's clock is off."""
 
+FIRST_LOOK: Final = 0.02
+LAST_LOOK: Final = 1.0
+"""Pauses, in seconds, between looks whether a server has closed what is over; each is doubled."""
+
 
 class Message(bytes):
     """The payload of a message, for a server that makes its own frames."""
@@ -93,6 +97,8 @@ class KernelHandle(TransportHandle):
         "__weakref__",
         "_begun",
         "_cut",
+        "_finished",
+        "_looking",
         "_peer",
         "_send",
         "_sending",
@@ -103,7 +109,6 @@ class KernelHandle(TransportHandle):
         "_waiting",
         "accepted",
         "asks",
-        "finished",
     )
 
     def __init__(
@@ -133,7 +138,8 @@ class KernelHandle(TransportHandle):
         self._cut = 0
         """Number of the last one when one was cancelled; 0: none since a later one was taken."""
         self.accepted = False
-        self.finished = False
+        self._finished = False
+        self._looking: asyncio.TimerHandle | None = None
         if not asks and agent.settings.mode == "enforce":
             _let_the_kernel_ask(socket, agent.settings.evict_after)
 
@@ -144,6 +150,35 @@ class KernelHandle(TransportHandle):
 
     def transport_of(self, obj: Any) -> Any:
         return self._transport
+
+    @property
+    def finished(self) -> bool:
+        """Whether the application has closed it, or has ended."""
+        return self._finished
+
+    @finished.setter
+    def finished(self, over: bool) -> None:
+        self._finished = over
+        if over:
+            # It is bound to what holds this handle.
+            self._send = _refuse
+            if self._looking is None:
+                self._look_for_the_end(FIRST_LOOK)
+
+    def _look_for_the_end(self, pause: float) -> None:
+        """The server closes it now, and tells nobody; later the heartbeat looks."""
+        self._looking = None
+        conn = None if self.conn_ref is None else self.conn_ref()
+        if conn is None or conn._ended:
+            return
+        if self.is_gone():
+            conn.agent.safely(conn.closed)
+        elif pause <= LAST_LOOK:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                return  # closed by the collector: its loop is gone
+            self._looking = loop.call_later(pause, self._look_for_the_end, 2 * pause)
 
     @property
     def peer(self) -> str:
@@ -240,6 +275,9 @@ class KernelHandle(TransportHandle):
     def release(self) -> None:
         # The one that is under way goes on: cancelled, half of its frame would stay behind.
         self._sent.clear()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
 
 
 class UnreachableHandle(KernelHandle):
@@ -276,8 +314,14 @@ class UnreachableHandle(KernelHandle):
         """It may share its TCP connection with others (HTTP/2): there is nothing to reset."""
 
 
+async def _refuse(message: dict[str, Any]) -> None:
+    raise ConnectionError("the application has ended")
+
+
 def _let_the_kernel_ask(socket: kernel.BorrowedSocket, evict_after: float) -> None:
     """Keepalive and a user timeout, so that a host that is gone ends the connection by itself."""
+    if socket.fileno() < 0:
+        return
     import socket as names
 
     idle = max(int(evict_after / 2), 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from unittest.mock import AsyncMock
@@ -645,6 +647,24 @@ async def test_an_unknown_server_is_followed_by_the_kernel() -> None:
         await live.close()
         dead.transport.abort()
         await until(lambda: not agent.connections)
+
+
+async def test_the_end_on_an_unknown_server_is_seen_before_the_heartbeat_looks() -> None:
+    """Nobody tells it, and no question is due for minutes; nothing waits for the collector."""
+    agent = leakhunt.Agent(evict_after=600, endpoint=False)
+    app = leakhunt.asgi.Middleware(echo, agent=agent)
+    gc.disable()
+    try:
+        async with agent, strange_server(app) as port:
+            async with connect(url(port)) as client:
+                await client.send("x")
+                assert await client.recv() == "x"
+                handle = weakref.ref(agent.connections[0].handle)
+            await until(lambda: not agent.connections)
+            assert agent.statistics().closed == {"closed": 1}
+            await until(lambda: handle() is None)
+    finally:
+        gc.enable()
 
 
 async def test_a_handle_of_a_closed_connection_never_raises(
