@@ -101,6 +101,10 @@ class RawClient(asyncio.Protocol):
         """Let the server send so many bytes in one message."""
         self._order("big", size, {"big": size})
 
+    def stall(self, seconds: float) -> None:
+        """Let the server block its event loop."""
+        self._order("stall", seconds, {"stall": seconds})
+
     def _order(self, event: str, argument: Any, plain: dict[str, Any]) -> None:
         self.send(f"42{json.dumps([event, argument])}" if self._socketio else json.dumps(plain))
 

@@ -46,17 +46,23 @@ class Served:
     """A running server with leakhunt mounted."""
 
     def __init__(
-        self, configuration: Configuration, directory: Path, pair: tuple[Path, Path]
+        self,
+        configuration: Configuration,
+        directory: Path,
+        pair: tuple[Path, Path] | None,
+        *,
+        evict_after: float = EVICT_AFTER,
     ) -> None:
         self.configuration = configuration
-        self.ca = pair[0] if configuration.tls else None
+        pair = pair if configuration.tls else None
+        self.ca = None if pair is None else pair[0]
         self._state = directory / "state.json"
         self._errors = directory / "stderr.txt"
         self._clients: list[RawClient] = []
         command = [sys.executable, str(SERVE), configuration.server]
-        command += ["--loop", configuration.loop, "--evict-after", str(EVICT_AFTER)]
+        command += ["--loop", configuration.loop, "--evict-after", str(evict_after)]
         command += ["--state", str(self._state)]
-        if configuration.tls:
+        if pair is not None:
             command += ["--tls", str(pair[0]), str(pair[1])]
         with self._errors.open("w") as errors:
             self.process = subprocess.Popen(
