@@ -16,7 +16,7 @@ is safe only between two frames of the server's, so only while
 
 Where pings cannot be written (TLS), the kernel asks for us: keepalive finds a host that is gone,
 and a backlog that is not taken convicts one that has stopped reading. A frozen client that is
-sent nothing is not found then.
+sent nothing is not found then, and one that is sent little only when its buffers are full.
 """
 
 from __future__ import annotations
@@ -319,16 +319,22 @@ async def _refuse(message: dict[str, Any]) -> None:
 
 
 def _let_the_kernel_ask(socket: kernel.BorrowedSocket, evict_after: float) -> None:
-    """Keepalive and a user timeout, so that a host that is gone ends the connection by itself."""
+    """Keepalive, so that a host that is gone ends the connection by itself.
+
+    No ``TCP_USER_TIMEOUT``: the kernel counts it while the peer's window is too small for its
+    next segment, also when that peer reads and acknowledges all the time. A host that is gone
+    while something is under way to it is found by the heartbeat.
+    """
     if socket.fileno() < 0:
         return
     import socket as names
 
     idle = max(int(evict_after / 2), 1)
+    interval = max(int(evict_after / 8), 1)
     options = {
         "TCP_KEEPIDLE": idle,
-        "TCP_KEEPINTVL": max(int(evict_after / 6), 1),
-        "TCP_USER_TIMEOUT": int(evict_after * 900),
+        "TCP_KEEPINTVL": interval,
+        "TCP_KEEPCNT": max(int((evict_after * 0.9 - idle) / interval), 1),
     }
     try:
         socket.setsockopt(names.SOL_SOCKET, names.SO_KEEPALIVE, 1)

@@ -142,3 +142,29 @@ async def test_a_ping_waits_for_a_send_that_is_under_way() -> None:
         release.set()
         await sending
         assert handle.write(ping)
+
+
+async def test_a_slow_reader_is_not_ended_by_the_kernel_that_asks_for_us() -> None:
+    """Under TLS keepalive asks; its limits are none for a client that drains a backlog."""
+    agent = leakhunt.Agent(evict_after=1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        client.connect(listener.getsockname())
+        server, _ = listener.accept()
+
+    async def send(message: object) -> None:
+        """Nothing is sent by the handle."""
+
+    with client, server:
+        descriptor = kernel.descriptor_of(server)
+        assert descriptor is not None
+        borrowed = kernel.BorrowedSocket(descriptor, server.family)
+        KernelHandle(agent, borrowed, peer="client", send=send, asks=False, tls=True)
+        server.setblocking(False)
+        assert server.send(b"x" * SIZE) > 1_000_000
+        for _ in range(40):
+            await asyncio.sleep(0.1)
+            assert len(client.recv(8192)) > 0
+        assert server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        assert server.getpeername() == client.getsockname()
