@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.core.liveness import EvictReason
@@ -31,6 +32,9 @@ TURNS: Final = 8
 
 LOOK: Final = 0.05
 """Seconds between two looks at a session that is over its bound."""
+
+_Size = tuple[int, int]
+"""Bytes of a packet, and how many attachments follow it."""
 
 _MESSAGE: Final = 4
 """``engineio.packet.MESSAGE``: the only packets that are counted."""
@@ -52,15 +56,17 @@ class SessionQueue(asyncio.Queue[Any]):
         """Bytes of those."""
         self.written_in_parts = False
         """Whether what is taken still waits, to be written one by one (on a WebSocket)."""
-        self._sizes: deque[int] = deque()
-        self._taken: deque[int] = deque()
+        self._sizes: deque[_Size] = deque()
+        self._taken: deque[_Size] = deque()
+        self._parts = 0
+        """Attachments that are still to follow the last packet that was written."""
         self._looking = False
         self._counted = False
 
     def _put(self, item: Any) -> None:
         super()._put(item)
         size = size_of(item)
-        self._sizes.append(size)
+        self._sizes.append((size, _attachments(item) if size else 0))
         if size:
             self.messages += 1
             self.bytes += size
@@ -71,19 +77,20 @@ class SessionQueue(asyncio.Queue[Any]):
 
     def _get(self) -> Any:
         item = super()._get()
-        size = self._sizes.popleft() if self._sizes else 0
-        if size and self.written_in_parts:
-            self._taken.append(size)
-        elif size:
-            self._gone(size)
+        packet = self._sizes.popleft() if self._sizes else (0, 0)
+        if packet[0] and self.written_in_parts:
+            self._taken.append(packet)
+        elif packet[0]:
+            self._gone(*packet)
         return item
 
     def written(self) -> None:
         """One message of those that were taken is with the transport now."""
         if self._taken:
-            self._gone(self._taken.popleft())
+            self._gone(*self._taken.popleft())
 
-    def _gone(self, size: int) -> None:
+    def _gone(self, size: int, attachments: int) -> None:
+        self._parts = attachments or max(self._parts - 1, 0)
         self.messages -= 1
         self.bytes -= size
         conn = self.conn
@@ -105,8 +112,11 @@ class SessionQueue(asyncio.Queue[Any]):
         return self.bytes - self._first() > times * bounds.queue_bytes
 
     def _first(self) -> int:
-        """Bytes of the message whose turn it is."""
-        return next((size for sizes in (self._taken, self._sizes) for size in sizes if size), 0)
+        """Bytes of the message whose turn it is, its attachments (or those left) included."""
+        packets = (packet for packet in chain(self._taken, self._sizes) if packet[0])
+        head, attachments = next(packets, (0, 0))
+        more = attachments or max(self._parts - 1, 0)
+        return head + sum(size for size, _ in islice(packets, more))
 
     def _look(self, turns: int, until: float) -> None:
         loop = asyncio.get_running_loop()
@@ -131,6 +141,20 @@ class SessionQueue(asyncio.Queue[Any]):
             return
         conn.close_code = agent.settings.overflow_code
         agent.evict(conn, EvictReason.OVERFLOW)
+
+
+def _attachments(item: Any) -> int:
+    """How many packets after this one belong to the same message (of Socket.IO's, binary)."""
+    data = item.data
+    return attachments_of(data) if isinstance(data, str) else 0
+
+
+def attachments_of(text: str) -> int:
+    """The number of attachments that the text of a Socket.IO packet announces."""
+    if text[:1] not in ("5", "6"):
+        return 0
+    count, dash, _ = text[1:7].partition("-")
+    return int(count) if dash and count.isdecimal() else 0
 
 
 def size_of(item: Any) -> int:

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from leakhunt.adapters.engineio_handle import MESSAGE, PONG, SessionHandle
-from leakhunt.adapters.engineio_queue import SessionQueue
+from leakhunt.adapters.engineio_queue import SessionQueue, attachments_of
 from leakhunt.core import frames
 
 if TYPE_CHECKING:
@@ -166,8 +166,4 @@ def _attachments_after(before: int, message: str | bytes) -> int:
     """How many attachments (Socket.IO protocol, binary events) follow after this packet."""
     if not isinstance(message, str):
         return max(before - 1, 0)
-    if message[:2] in ("45", "46"):
-        count, dash, _ = message[2:8].partition("-")
-        if dash and count.isdecimal():
-            return int(count)
-    return 0
+    return attachments_of(message[1:8]) if message[:1] == str(MESSAGE) else 0

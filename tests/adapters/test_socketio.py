@@ -366,6 +366,21 @@ async def test_a_burst_to_a_living_client_is_no_overflow(mode: str) -> None:
         assert state["evictions"] == {}
 
 
+async def test_one_large_binary_message_is_no_overflow(mode: str) -> None:
+    """However large: its text and its attachments are one message, in packets of their own."""
+    sizes = [2_000_000, 5_000_000]
+    with serve(mode, "--evict-after", "20") as served:
+        async with raw(served) as client:
+            await client.open()
+            await client.post(f'42["file",{json.dumps(sizes)}]')
+            await asyncio.sleep(1.5)  # between two polls
+            files = [packet for packet in await client.get() if packet.startswith("b")]
+            assert [len(file) * 3 // 4 for file in files] == pytest.approx(sizes, abs=9)
+            state = await asyncio.to_thread(served.state)
+            assert state["evictions"] == {}
+            await client.post("41")
+
+
 # Upgrade, rooms, messages
 
 
@@ -585,3 +600,19 @@ async def test_an_unbound_queue_is_a_queue() -> None:
         queue.put_nowait(item)
     assert [await queue.get() for _ in range(3)] == [1, None, "x"]
     assert (queue.messages, queue.bytes, queue.qsize()) == (0, 0, 0)
+
+
+async def test_the_message_whose_turn_it_is_has_attachments() -> None:
+    """Those that are left when a part of it is written count as its own, the next ones do not."""
+    queue = SessionQueue()
+    queue.written_in_parts = True
+    for data in ('52-["file"]', b"a" * 100, b"b" * 200, "x" * 50):
+        queue.put_nowait(engineio.packet.Packet(engineio.packet.MESSAGE, data))
+    head = len('452-["file"]')
+    firsts = [queue._first()]
+    for _ in range(4):
+        await queue.get()
+        assert queue._first() == firsts[-1]
+        queue.written()
+        firsts.append(queue._first())
+    assert firsts == [head + 101 + 201, 101 + 201, 201, 51, 0]

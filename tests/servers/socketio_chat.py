@@ -46,7 +46,8 @@ class Chat:
         )
         if not options.bare:
             leakhunt.socketio.attach(self.sio, agent=self.agent)
-        for name in ("connect", "disconnect", "join", "stall", "flood", "ask", "tick", "message"):
+        events = "connect", "disconnect", "join", "stall", "flood", "file", "ask", "tick", "message"
+        for name in events:
             self.sio.on(name, getattr(self, name))
         self.sio.on("join", self.join_chat, namespace="/chat")
 
@@ -83,6 +84,9 @@ class Chat:
         count, size = order
         for _ in range(count):
             asyncio.ensure_future(self.sio.emit("flood", "x" * size, to=sid))  # noqa: RUF006
+
+    async def file(self, sid, sizes):
+        await self.sio.emit("file", [b"x" * size for size in sizes], to=sid)
 
     async def ask(self, sid):
         conn = leakhunt.current()
