@@ -96,6 +96,7 @@ class KernelHandle(TransportHandle):
     __slots__ = (
         "__weakref__",
         "_begun",
+        "_closing",
         "_cut",
         "_finished",
         "_looking",
@@ -129,6 +130,7 @@ class KernelHandle(TransportHandle):
         self._sent: deque[Message] = deque()
         self._waiting = 0
         self._sending: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self.asks = asks
         self._tls = tls
         self._begun = 0
@@ -271,6 +273,18 @@ class KernelHandle(TransportHandle):
         if self._sending is not None:
             self._sending.cancel()
         self._transport.abort()
+        if self.accepted and not self._finished and self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        """Have the server let go of a descriptor that is reset.
+
+        It sees that by reading or writing, and granian does neither while the handler does not.
+        """
+        try:
+            await self._send({"type": "websocket.close"})
+        except Exception:
+            log.debug("closed already", exc_info=True)
 
     def release(self) -> None:
         # The one that is under way goes on: cancelled, half of its frame would stay behind.

@@ -78,16 +78,18 @@ def evidence_of(transport: Any, now: float) -> Evidence:
             deaf=paused and unread is not None and unread >= DEAF_UNREAD,
             unread_bytes=unread,
         )
+    over = witness.state == "CLOSE"
     return Evidence(
         data_at=now - witness.last_data_recv_s,
         acked_at=now - witness.last_ack_recv_s,
         acked_bytes=witness.bytes_acked,
         window=witness.snd_wnd,
         window_unit=witness.wnd_unit,
-        backlog=waiting > 0 or (witness.notsent_bytes or 0) > 0,
-        deaf=bool(unread) and _window_closed(witness, unread or 0),
+        backlog=not over and (waiting > 0 or (witness.notsent_bytes or 0) > 0),
+        deaf=not over and bool(unread) and _window_closed(witness, unread or 0),
         unread_bytes=unread,
         retrying=_is_retrying(witness),
+        over=over,
     )
 
 

@@ -239,5 +239,6 @@ class Heartbeat:
 
 
 def _is_question(evidence: Evidence) -> bool:
-    """Whether what the server itself has sent waits for the peer: its kernel must answer."""
-    return evidence.backlog or evidence.retrying
+    """Whether no ping is needed: what the server itself has sent waits for the peer, whose kernel
+    must answer; or it is over, and whoever serves it has time to see that by itself."""
+    return evidence.backlog or evidence.retrying or evidence.over

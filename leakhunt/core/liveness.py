@@ -151,6 +151,9 @@ class Evidence:
     retrying: bool = False
     """The kernel retransmits, or probes, and gets no answer."""
 
+    over: bool = False
+    """The kernel has ended it (the peer's reset, say), and the descriptor is still open."""
+
 
 class Pulse:
     """The moving part: when the client was heard, and what it was asked. Mutable and small."""
