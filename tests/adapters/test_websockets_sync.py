@@ -600,6 +600,8 @@ def handler(ws):
         ws.send(message)
 
 def child():
+    global both
+    both = threading.Barrier(2)  # a thread of the parent's may have held the lock in that one
     counts = agent.statistics()
     mine = serve(agent.websockets_sync(handler), "127.0.0.1", 0)
     threading.Thread(target=mine.serve_forever, daemon=True).start()
