@@ -41,7 +41,7 @@ from leakhunt.adapters.engineio_queue import SessionQueue
 from leakhunt.adapters.engineio_session import telling
 from leakhunt.adapters.engineio_wire import Wires
 from leakhunt.adapters.following import follow, followed
-from leakhunt.adapters.mounting import Mount, wrong_application
+from leakhunt.adapters.mounting import Mount, mount_after, wrong_application
 from leakhunt.adapters.socketio_rooms import Rooms
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent.connection import _CURRENT, SCOPE_KEY, Connection
@@ -111,19 +111,11 @@ def _attach(sio: Any, eio: Any, mount: Mount) -> None:
 
 def auto_mount(module: Any) -> None:
     """Let every ``socketio.async_server.AsyncServer`` made from now on be followed."""
-    init = module.AsyncServer.__init__
-    if getattr(init, "_leakhunt", False):
-        return
 
-    def mounting(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        try:
-            _attach(self, self.eio, Mount(None, {}, automatic=True))
-        except Exception as error:
-            log.warning("leakhunt is not attached to a Socket.IO server: %s", error)
+    def mount(sio: Any) -> None:
+        _attach(sio, sio.eio, Mount(None, {}, automatic=True))
 
-    mounting._leakhunt = True  # type: ignore[attr-defined]
-    module.AsyncServer.__init__ = mounting
+    mount_after(module.AsyncServer, "__init__", mount, "a Socket.IO server")
 
 
 class Server:
