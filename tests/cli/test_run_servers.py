@@ -31,8 +31,8 @@ COMMANDS = {
     "uvicorn, a module": "-m uvicorn run_app:app --port {port}",
     "uvicorn, wsproto": "uvicorn run_app:app --port {port} --ws wsproto",
     "uvicorn, two workers": "uvicorn run_app:app --port {port} --workers 2",
-    "gunicorn, two workers": "gunicorn --graceful-timeout 5 -w 2 -k uvicorn_worker.UvicornWorker -b 127.0.0.1:{port}"
-    " --no-control-socket run_app:app",
+    "gunicorn, two workers": "gunicorn -w 2 -k uvicorn_worker.UvicornWorker -b 127.0.0.1:{port}"
+    " --graceful-timeout 5 --no-control-socket run_app:app",
     "hypercorn": "hypercorn -b 127.0.0.1:{port} run_app:app",
     "daphne": "daphne -b 127.0.0.1 -p {port} run_app:app",
     "granian": "granian --interface asgi --port {port} run_app:app",
