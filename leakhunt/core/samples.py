@@ -1,0 +1,101 @@
+"""What a watcher knows at one instant: the common language of collecting, recording, diagnosis.
+
+A :class:`Sample` is small and immutable. Everything that was not looked at, or could not be, is
+``None``; zero is a measurement. Times are monotonic seconds of one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSocket:
+    """One TCP socket of a watched server, by the kernel's word (inet_diag, sock_diag(7))."""
+
+    peer: str
+    """``ip:port`` of the client."""
+    local: str
+    state: str
+    """One of :data:`leakhunt.core.tcp.STATES`."""
+    inode: int
+    """0: no process has a descriptor for it any more (an orphan)."""
+    pid: int | None = None
+    """Process of the server that holds it, where that is known."""
+    first_seen_at: float
+    """When the watcher first saw it, and since when it is in this state: never younger."""
+    state_since_at: float
+    recv_queue_bytes: int = 0
+    """Arrived and not read by the application."""
+    send_queue_bytes: int = 0
+    """Written and not acknowledged by the client."""
+    notsent_bytes: int | None = None
+    unacked: int | None = None
+    """Segments sent and not acknowledged."""
+    backoff: int | None = None
+    probes: int | None = None
+    retransmits: int | None = None
+    timer: str = "off"
+    last_data_recv_s: float | None = None
+    """Age of the last payload that arrived."""
+    last_data_sent_s: float | None = None
+    last_ack_recv_s: float | None = None
+    rtt_s: float | None = None
+    bytes_acked: int | None = None
+    bytes_received: int | None = None
+    snd_wnd: int | None = None
+    """The client's receive window, bytes."""
+    memory_bytes: int | None = None
+    """Kernel memory of its queues."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSample:
+    """What the agents of a server say, summed over its processes."""
+
+    opened: int = 0
+    believed: int = 0
+    closed: Mapping[str, int] = field(default_factory=dict)
+    evictions: Mapping[str, int] = field(default_factory=dict)
+    states: Mapping[str, int] = field(default_factory=dict)
+    stuck_teardowns: int = 0
+    rooms: int = 0
+    memberships: int = 0
+    held_bytes: int = 0
+    """Bytes that the guard and transports hold for clients that are behind."""
+    transport_bytes: int | None = None
+    """Bytes in user space over all connections."""
+    loop_lag_s: float = 0.0
+    loop_blocked_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One reading of a server: its processes, sockets and, if it has one, its agent."""
+
+    at: float
+    """Monotonic seconds."""
+    wall: float
+    """Seconds since the epoch, for reports."""
+    rss_bytes: int
+    uss_bytes: int | None = None
+    pss_bytes: int | None = None
+    cpu_s: float | None = None
+    """CPU seconds used since their start, over all processes."""
+    threads: int | None = None
+    processes: int = 1
+    descriptors: Mapping[str, int] = field(default_factory=dict)
+    """Open descriptors by kind: ``listening``, ``connection``, ``socket`` (others), ``unix``,
+    ``pipe``, ``file``, ``eventpoll``, ``other``."""
+    sockets: Sequence[ServerSocket] = ()
+    """Every TCP socket of the server's listening ports except the listeners."""
+    unix_connections: int | None = None
+    """Connections on Unix listeners, which have no clocks."""
+    agent: AgentSample | None = None
+    """``None``: no agent answers."""
+    missing: tuple[str, ...] = ()
+    """What could not be read, each with its reason."""
+
+
+Series = Sequence[Sample]
