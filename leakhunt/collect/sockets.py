@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from leakhunt.collect import netlink_diag
 from leakhunt.collect.namespaces import socket_in
 from leakhunt.collect.netlink_diag import TIMERS, DumpInterrupted, RawSocket
+from leakhunt.collect.netlink_rows import Block, read_block
 from leakhunt.collect.procnet import from_psutil, read_tables
 from leakhunt.core.tcp import STATES, TcpWitness, parse_tcp_info
 
@@ -143,26 +144,62 @@ class SocketTable:
         """
         families = (socket.AF_INET, socket.AF_INET6) if family is None else (family,)
         bits = _state_bits(states)
-        rows: list[RawSocket] | None = None
-        if self._netlink is not None:
-            try:
-                rows = []
-                for one in families:
-                    rows += self._dump_family(one, bits, port, details)
-            except OSError as exc:
-                # ENOENT: the kernel has no tcp_diag. Forbidden: a seccomp filter.
-                if exc.errno not in (errno.ENOENT, errno.EPERM, errno.EACCES, errno.EINVAL):
-                    raise
-                self.close()
-                rows = None
-        if rows is None:
-            rows = self._fallback(families)
-            rows = [
-                row
-                for row in rows
-                if bits >> row.state & 1 and (port is None or row.local[1] == port)
-            ]
+        rows: list[RawSocket] = []
+        try:
+            for one in families if self._netlink is not None else ():
+                rows += self._dump_family(one, bits, port, details)
+        except OSError as exc:
+            self._give_up_netlink(exc)
+        if self._netlink is None:
+            rows = self._from_tables(families, bits, port)
         return [_sample(row) for row in rows]
+
+    def dump_blocks(
+        self, port: int, *, families: Collection[int], states: Collection[str]
+    ) -> tuple[list[Block], list[SocketSample]]:
+        """As :meth:`dump` with details, but full sockets are left undecoded, in blocks.
+
+        Those of another shape (handshakes under way), and all of them where there is no
+        netlink, are the second part.
+        """
+        bits = _state_bits(states)
+        blocks: list[Block] = []
+        others: list[RawSocket] = []
+        try:
+            for family in families if self._netlink is not None else ():
+                before = len(blocks), len(others)
+
+                def begin(before: tuple[int, int] = before) -> None:
+                    del blocks[before[0] :], others[before[1] :]
+
+                def read(data: memoryview) -> bool:
+                    block, size = read_block(data)
+                    if block is not None:
+                        blocks.append(block)
+                    rest = data[size:]
+                    return bool(rest) and netlink_diag.read_messages(rest, others.append)
+
+                self._ask(netlink_diag.dump_request(family, bits, port, True), begin, read)
+        except OSError as exc:
+            self._give_up_netlink(exc)
+        if self._netlink is None:
+            blocks, others = [], self._from_tables(families, bits, port)
+        return blocks, [_sample(row) for row in others]
+
+    def _give_up_netlink(self, error: OSError) -> None:
+        # ENOENT: the kernel has no tcp_diag. Forbidden: a seccomp filter.
+        if error.errno not in (errno.ENOENT, errno.EPERM, errno.EACCES, errno.EINVAL):
+            raise error
+        self.close()
+
+    def _from_tables(
+        self, families: Collection[int], bits: int, port: int | None
+    ) -> list[RawSocket]:
+        return [
+            row
+            for row in self._fallback(families)
+            if bits >> row.state & 1 and (port is None or row.local[1] == port)
+        ]
 
     def _open(self) -> socket.socket:
         arguments = (socket.AF_NETLINK, socket.SOCK_RAW, netlink_diag.NETLINK_SOCK_DIAG)
@@ -178,19 +215,31 @@ class SocketTable:
     def _dump_family(
         self, family: int, state_bits: int, port: int | None, details: bool
     ) -> list[RawSocket]:
-        request = netlink_diag.dump_request(family, state_bits, port, details)
+        rows: list[RawSocket] = []
+        self._ask(
+            netlink_diag.dump_request(family, state_bits, port, details),
+            rows.clear,
+            lambda data: netlink_diag.read_messages(data, rows.append),
+        )
+        return rows
+
+    def _ask(
+        self, request: bytes, begin: Callable[[], object], read: Callable[[memoryview], bool]
+    ) -> None:
+        """Send a request and give every datagram of the answer to ``read``, until it is ``True``.
+
+        ``begin`` comes before the first one, and again when a broken dump is repeated.
+        """
         for attempt in range(1, _ATTEMPTS + 1):
-            rows: list[RawSocket] = []
+            begin()
             assert self._netlink is not None
             try:
                 self._netlink.sendto(request, (0, 0))
                 while True:
                     size, sender = self._netlink.recvfrom_into(self._buffer)
                     # Any process may write to a netlink socket; the kernel is number 0.
-                    if sender[0] == 0 and netlink_diag.read_messages(
-                        self._buffer[:size], rows.append
-                    ):
-                        return rows
+                    if sender[0] == 0 and read(self._buffer[:size]):
+                        return
             except DumpInterrupted:
                 problem = "the socket table kept changing"
             except OSError as exc:
@@ -203,7 +252,6 @@ class SocketTable:
             self._netlink = self._open()
             if attempt == _ATTEMPTS:
                 raise OSError(errno.EAGAIN, f"no socket table after {attempt} attempts: {problem}")
-        raise AssertionError("unreachable")
 
     def _fallback(self, families: Collection[int]) -> list[RawSocket]:
         try:
