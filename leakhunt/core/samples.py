@@ -46,6 +46,9 @@ class ServerSocket:
     bytes_received: int | None = None
     snd_wnd: int | None = None
     """The client's receive window, bytes."""
+    wnd_unit: int = 16_384
+    """That window comes in multiples of this many bytes; where it is not known, the largest
+    that there is (RFC 7323, section 2.3)."""
     memory_bytes: int | None = None
     """Kernel memory of its queues."""
 

@@ -1,0 +1,148 @@
+"""What is wrong with a server: from a series of samples to ranked findings. Pure.
+
+::
+
+    found = diagnose(series)
+    found.verdict, found.findings[0].summary
+
+Each verdict is one function in ``rules_clients``, ``rules_agent`` or ``rules_memory``, with a
+table at the top of its file. A rule is asked only when the series has the least evidence that
+it names; the strongest finding gives the verdict. Nothing is claimed on little evidence: then
+the verdict is ``unknown``, with what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from leakhunt.core.diagnosis import rules_agent, rules_clients, rules_memory
+from leakhunt.core.diagnosis.facts import Facts, Least, Rule, gather
+from leakhunt.core.diagnosis.types import (
+    NO_FAULT,
+    Alternative,
+    Correlation,
+    Diagnosis,
+    Evidence,
+    Finding,
+    Verdict,
+)
+from leakhunt.core.samples import Sample
+
+__all__ = [
+    "DEAD_AFTER_S",
+    "NO_FAULT",
+    "RULES",
+    "Alternative",
+    "Correlation",
+    "Diagnosis",
+    "Evidence",
+    "Finding",
+    "Rule",
+    "Verdict",
+    "diagnose",
+]
+
+DEAD_AFTER_S: Final = 30.0
+"""How long a dead client may stay, by default: the usual heartbeat's bound."""
+
+DECIDES: Final = 0.5
+"""Least confidence of a finding that gives the verdict."""
+
+RULES: Final[tuple[Rule, ...]] = (*rules_clients.RULES, *rules_agent.RULES, *rules_memory.RULES)
+"""All rules; of two equally strong findings the one of the earlier rule wins."""
+
+HEALTHY: Final = Least(8, 5.0)
+"""The least evidence for a clean bill of health."""
+
+
+def diagnose(series: Sequence[Sample], *, dead_after_s: float = DEAD_AFTER_S) -> Diagnosis:
+    """Findings from the strongest to the weakest, and the verdict of the first.
+
+    ``dead_after_s`` is how long a dead client may stay before it counts as a zombie: the bound
+    that the server is meant to keep. Raises :class:`ValueError` for an empty series.
+    """
+    if not series:
+        raise ValueError("a series without a sample cannot be diagnosed")
+    facts = gather(series, dead_after_s)
+    findings: list[Finding] = []
+    undecided: list[str] = []
+    for rule in RULES:
+        if lack := rule.least.lacks(facts):
+            undecided.append(f"{rule.judge.__name__.replace('_', '-')} needs {lack}")
+        elif finding := rule.judge(facts):
+            findings.append(finding)
+    faults = [one for one in findings if one.verdict not in NO_FAULT | {Verdict.UNKNOWN}]
+    told = {evidence for fault in faults for evidence in fault.evidence}
+    # Growth that a named fault accounts for is its evidence, not a riddle of its own.
+    findings = [
+        one for one in findings if one.verdict is not Verdict.UNKNOWN or not told >= {*one.evidence}
+    ]
+    findings.sort(key=_rank)
+    if not findings or findings[0].confidence < DECIDES:
+        findings.insert(0, _healthy(facts))
+    return Diagnosis(
+        verdict=findings[0].verdict,
+        findings=tuple(findings),
+        correlation=None if HEALTHY.lacks(facts) else facts.correlation,
+        samples=facts.count,
+        watched_s=facts.span_s,
+        agent=facts.last.agent is not None,
+        missing=facts.last.missing,
+        undecided=tuple(undecided),
+    )
+
+
+def _rank(finding: Finding) -> tuple[int, float]:
+    """Faults first, then what must be looked at, then what is dear but no fault."""
+    group = 1 if finding.verdict is Verdict.UNKNOWN else 2 * (finding.verdict in NO_FAULT)
+    return group, -finding.confidence
+
+
+def _healthy(facts: Facts) -> Finding:
+    """Nothing was found: healthy, if there was enough to find something in."""
+    if lack := HEALTHY.lacks(facts):
+        return Finding(
+            verdict=Verdict.UNKNOWN,
+            confidence=0.0,
+            summary=f"too little was seen: a verdict needs {lack}",
+            evidence=(facts.evidence("samples", facts.count, "samples"),),
+            next="watch longer: `leakhunt diagnose PID --for 30s`",
+        )
+    clients = facts.clients
+    if clients.clocked < clients.total and not facts.agents:
+        return Finding(
+            verdict=Verdict.UNKNOWN,
+            confidence=0.3,
+            summary=f"of {clients.total - clients.clocked} clients the kernel tells no ages, so "
+            "dead ones cannot be told from live ones",
+            evidence=(facts.of_clients("clients_without_clock", clients.total - clients.clocked,
+                                       "sockets"),),
+            alternatives=(Alternative(Verdict.ZOMBIES, "an agent asks them: `leakhunt run`"),
+                          Alternative(Verdict.HEALTHY, "the same")),
+            next="mount the agent, or watch where the kernel answers by netlink (Linux)",
+        )  # fmt: skip
+    found = facts.correlation
+    each = found.bytes_per_connection
+    follows = (
+        "memory is flat" if each is None
+        else f"memory follows the connections at {each / 1000:.3g} kB each"
+    )  # fmt: skip
+    evidence = [
+        facts.evidence("connections", facts.connections[-1][1], "connections"),
+        facts.evidence("rss", facts.last.rss_bytes, "bytes"),
+        facts.evidence("slowest_visible_leak", found.limit_bytes_per_hour, "bytes/h"),
+    ]
+    if each is not None:
+        evidence.append(facts.evidence("rss_per_connection", each, "bytes/connection"))
+    if clients.behind:
+        evidence.append(facts.of_clients("slow_but_draining", len(clients.behind), "sockets"))
+    return Finding(
+        verdict=Verdict.HEALTHY,
+        confidence=min(0.95, 0.6 + facts.span_s / 600),
+        summary=f"{follows}, and no client that is dead for {facts.dead_after_s:g} s is held",
+        evidence=tuple(evidence),
+        next="a slower leak needs a longer look: "
+        f"less than {found.limit_bytes_per_hour / 1e6:.3g} MB/h cannot be seen in "
+        f"{facts.span_s:.3g} s",
+    )

@@ -1,0 +1,149 @@
+"""What the kernel says about each client, from the last samples.
+
+One look at a socket proves little; a few looks some seconds apart prove much:
+
+=============  ================================================================================
+kind           what was seen
+=============  ================================================================================
+``vanished``   our data is repeated or probed for in vain, no ACK for the bound
+``frozen``     a backlog waits in every look, the client's window let nothing more through,
+               no payload came from it for the bound: its kernel is there, its program is not
+``behind``     a backlog waits in every look, and either its window moves, or it was
+               heard of within the bound
+``unread``     bytes wait for *our* application in every look, and never become fewer
+``closing``    not ESTABLISHED any more, for :data:`CLOSING_AFTER_S`, and it still costs
+``silent``     nothing in either direction for twice the bound and nothing waits: alive or
+               dead, from outside nobody can tell
+``live``       everything else
+=============  ================================================================================
+
+The right edge of a client's window, ``bytes_acked + snd_wnd``, advances while it limits us only
+when the client's program reads (see :mod:`leakhunt.core.liveness`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+from leakhunt.core.samples import Sample, ServerSocket
+
+CLOSING_AFTER_S: Final = 10.0
+"""A teardown may take this long; a round trip is enough for a healthy one."""
+
+TAIL_S: Final = 30.0
+"""How far back clients are looked at, at most."""
+
+LEAST_LOOKS: Final = 4
+LEAST_LOOKED_S: Final = 3.0
+"""Fewer or shorter looks at a socket decide nothing but ``closing``."""
+
+HOLDING: Final = frozenset({"FIN_WAIT1", "LAST_ACK", "CLOSING"})
+"""Closing states in which our data may still wait."""
+
+_NO_CLIENT: Final = frozenset({"LISTEN", "TIME_WAIT", "SYN_RECV", "NEW_SYN_RECV", "SYN_SENT"})
+
+
+@dataclass(slots=True)
+class Clients:
+    """The sockets of the last sample by kind, each as it was last seen."""
+
+    from_s: float = 0.0
+    """When the looks began, in seconds since the first sample."""
+    to_s: float = 0.0
+    total: int = 0
+    clocked: int = 0
+    """Of these, for how many the kernel tells ages."""
+    vanished: list[ServerSocket] = field(default_factory=list)
+    frozen: list[ServerSocket] = field(default_factory=list)
+    behind: list[ServerSocket] = field(default_factory=list)
+    unread: list[ServerSocket] = field(default_factory=list)
+    closing: list[ServerSocket] = field(default_factory=list)
+    silent: list[ServerSocket] = field(default_factory=list)
+    live: list[ServerSocket] = field(default_factory=list)
+
+    @property
+    def dead(self) -> list[ServerSocket]:
+        """Nobody is behind these."""
+        return self.vanished + self.frozen
+
+
+def sort_clients(series: Sequence[Sample], dead_after_s: float) -> Clients:
+    """Look at every socket of the last sample, through the samples of the last half minute."""
+    end = series[-1].at
+    tail = [sample for sample in series if sample.at >= end - TAIL_S]
+    if len(tail) < LEAST_LOOKS:
+        tail = list(series[-LEAST_LOOKS:])
+    found = Clients(tail[0].at - series[0].at, end - series[0].at)
+    looks: dict[tuple[str, str], list[tuple[float, ServerSocket]]] = {}
+    for sample in tail:
+        for one in sample.sockets:
+            looks.setdefault((one.local, one.peer), []).append((sample.at, one))
+    for one in series[-1].sockets:
+        if one.state in _NO_CLIENT:
+            continue
+        found.total += 1
+        found.clocked += one.last_data_recv_s is not None
+        kind = _kind(looks[one.local, one.peer], end, dead_after_s)
+        getattr(found, kind).append(one)
+    return found
+
+
+def silence_s(one: ServerSocket) -> float:
+    """Since when nothing came from the client; 0.0 where the kernel does not tell."""
+    ages = [age for age in (one.last_data_recv_s, one.last_ack_recv_s) if age is not None]
+    return min(ages, default=0.0)
+
+
+def _kind(looks: Sequence[tuple[float, ServerSocket]], end: float, dead_after_s: float) -> str:
+    last = looks[-1][1]
+    if last.state != "ESTABLISHED":
+        costs = last.inode != 0 or (last.state in HOLDING and last.send_queue_bytes > 1)
+        stuck = last.state == "CLOSE_WAIT" or last.state in HOLDING
+        return (
+            "closing"
+            if stuck and costs and end - last.state_since_at >= CLOSING_AFTER_S
+            else "live"
+        )
+    seen = [one for _, one in looks if one.state == "ESTABLISHED"]
+    if len(seen) < LEAST_LOOKS or looks[-1][0] - looks[0][0] < LEAST_LOOKED_S:
+        return "live"
+    heard_s = last.last_data_recv_s
+    if _vanished(last, dead_after_s):
+        return "vanished"
+    if all(one.send_queue_bytes > 0 for one in seen):
+        if _moves(seen) or heard_s is None or heard_s < dead_after_s:
+            return "behind"
+        return "frozen"
+    if _unread(seen):
+        return "unread"
+    if (
+        heard_s is not None
+        and heard_s >= 2 * dead_after_s
+        and (last.last_data_sent_s or 0.0) >= 2 * dead_after_s
+    ):
+        return "silent"
+    return "live"
+
+
+def _vanished(one: ServerSocket, dead_after_s: float) -> bool:
+    retries = max(one.backoff or 0, one.retransmits or 0)
+    in_vain = (one.timer == "retransmit" and retries >= 2) or (one.probes or 0) >= 2
+    return in_vain and one.send_queue_bytes > 0 and silence_s(one) >= dead_after_s
+
+
+def _moves(seen: Sequence[ServerSocket]) -> bool:
+    """Whether the client's program read of its backlog between the first and the last look."""
+    first, last = seen[0], seen[-1]
+    if None in (first.bytes_acked, first.snd_wnd, last.bytes_acked, last.snd_wnd):
+        # The kernel does not tell: what was drained tells, unless as much was written again.
+        return last.send_queue_bytes < first.send_queue_bytes
+    edge = [(one.bytes_acked or 0) + (one.snd_wnd or 0) for one in (first, last)]
+    return edge[1] - edge[0] >= last.wnd_unit
+
+
+def _unread(seen: Sequence[ServerSocket]) -> bool:
+    queues = [one.recv_queue_bytes for one in seen]
+    return queues[0] > 0 and all(b >= a for a, b in pairwise(queues))
