@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leakhunt.core.trend import quantile, spread, theil_sen
+from leakhunt.core.trend import change_point, mann_kendall, quantile, spread, theil_sen, thin
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -55,3 +55,42 @@ def test_spread() -> None:
     assert found is not None
     assert (found.count, found.min_s, found.p50_s, found.p99_s, found.max_s) == (3, 1, 2, 3, 3)
     assert spread([]) is None
+
+
+@given(st.lists(finite, min_size=4, max_size=40, unique=True))
+def test_the_rank_test_knows_order_only(values: list[float]) -> None:
+    """Rising is positive, falling is as much negative, and a monotone change of scale is none."""
+    ordered = sorted(values)
+    assert mann_kendall(ordered) > 0
+    assert mann_kendall(ordered[::-1]) == pytest.approx(-mann_kendall(ordered))
+    ranks = [float(ordered.index(value)) for value in values]
+    assert mann_kendall(values) == mann_kendall(ranks)
+
+
+def test_the_rank_test_is_silent_on_nothing() -> None:
+    """Too few values, or all the same, have no trend."""
+    assert mann_kendall([1.0, 2.0, 3.0]) == 0.0
+    assert mann_kendall([5.0] * 50) == 0.0
+
+
+@given(st.integers(8, 40), st.integers(8, 40))
+def test_a_step_is_found_where_it_is(before: int, after: int) -> None:
+    """The change point is where the new level begins, give or take the noise."""
+    values = [float(n % 3) for n in range(before)] + [50.0 + n % 3 for n in range(after)]
+    place = change_point(values)
+    assert place is not None
+    assert abs(place - before) <= 2
+
+
+def test_no_step_in_a_constant() -> None:
+    """Nothing stands out where nothing changes."""
+    assert change_point([1.0] * 40) is None
+    assert change_point([]) is None
+
+
+@given(st.lists(st.integers(), max_size=100), st.integers(1, 30))
+def test_thinning_keeps_the_end(items: list[int], most: int) -> None:
+    """At most so many, in order, with the last."""
+    kept = thin(items, most)
+    assert len(kept) <= most
+    assert kept[-1:] == items[-1:]
