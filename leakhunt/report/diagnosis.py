@@ -32,7 +32,7 @@ def diagnosis_report(found: Diagnosis) -> RenderableType:
     for place, finding in enumerate(found.findings):
         if place:
             parts += [Text("also: ").append(_title(finding)), Text("")]
-        parts.append(Padding(_finding(finding), INDENT, expand=False))
+        parts += _finding(finding)
     if found.correlation is not None:
         parts += [Text("Memory against connections", style="bold")]
         parts.append(Padding(_correlation(found.correlation), INDENT, expand=False))
@@ -65,7 +65,7 @@ def _style(verdict: Verdict) -> str:
     return "bold green" if verdict in NO_FAULT else "bold red"
 
 
-def _finding(finding: Finding) -> RenderableType:
+def _finding(finding: Finding) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if finding.evidence:
         table = plain_table(show_header=False)
@@ -78,21 +78,21 @@ def _finding(finding: Finding) -> RenderableType:
                 quantity(one),
                 f"{human_seconds(one.from_s)} to {human_seconds(one.to_s)}",
             )
-        parts += [table, Text("")]
+        parts += [Padding(table, INDENT, expand=False), Text("")]
     if finding.alternatives:
-        parts.append(Text("It could also be"))
+        parts.append(Text("  It could also be"))
         for other in finding.alternatives:
-            parts.append(Text(printable(f"  {other.verdict}, if {other.tell}")))
+            parts.append(Text(printable(f"    {other.verdict}, if {other.tell}")))
         parts.append(Text(""))
     if finding.next:
-        parts += [Text(printable(f"Next: {finding.next}")), Text("")]
+        parts += [Text(printable(f"  Next: {finding.next}")), Text("")]
     for framework, code in finding.fix.items():
         title = "Fix" if framework == "any" else f"Fix, {framework}"
-        lines = [Text(f"{title}:"), *(Text(f"    {line}") for line in code.splitlines())]
+        lines = [Text(f"  {title}:"), *(Text(f"      {line}") for line in code.splitlines())]
         parts += lines
     if finding.fix:
         parts.append(Text(""))
-    return Group(*parts)
+    return parts
 
 
 def quantity(one: Evidence) -> str:

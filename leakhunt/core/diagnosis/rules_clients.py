@@ -42,8 +42,8 @@ def zombies(facts: Facts) -> Finding | None:
     return Finding(
         verdict=Verdict.ZOMBIES,
         confidence=min(0.97, 0.7 + 0.05 * len(dead)),
-        summary=f"{len(dead)} of {clients.total} clients {'is' if len(dead) == 1 else 'are'} dead ({', '.join(kinds)}) and the "
-        f"server still holds them",
+        summary=f"{len(dead)} of {clients.total} clients {'is' if len(dead) == 1 else 'are'} dead "
+        f"({', '.join(kinds)}), and the server still holds them",
         evidence=(
             facts.of_clients("dead_clients", len(dead), "sockets"),
             facts.of_clients("longest_silence", longest, "s"),
