@@ -25,7 +25,7 @@ def doctor(
             "PID 10,000.",
             min=1,
             show_default=False,
-        ),  # fmt: skip
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

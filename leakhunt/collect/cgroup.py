@@ -84,15 +84,13 @@ def _mounts(file: Path) -> Iterator[_Mount]:
 
 def _levels(mount: _Mount, path: str, base: Path, *, inside: bool) -> Iterator[CgroupMemory]:
     """The cgroup and those above it that can be seen, each with its limit."""
-    if inside or path.startswith("/.."):
-        # Through the container's own mount: its top is the container's cgroup, or above.
+    relative = path
+    if mount.root != "/":  # only a part of the hierarchy is mounted
+        relative = path.removeprefix(mount.root) if path.startswith(mount.root) else ""
+    if path.startswith("/.."):  # not below ours: only its own mount leads there, to its top
         if not inside:
             return
-        relative = "" if path.startswith("/..") else path
-    else:
-        relative = path
-    if mount.root != "/" and relative.startswith(mount.root):
-        relative = relative.removeprefix(mount.root)  # only a part of the hierarchy is mounted
+        relative = ""
     top = base / mount.at.lstrip("/")
     directory = top / relative.strip("/")
     if not directory.is_dir():

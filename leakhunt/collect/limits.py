@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from leakhunt.agent.endpoint_files import pid_of_file
 from leakhunt.collect.agent import AgentClient, ask_all
 from leakhunt.collect.cgroup import memory_limit
 from leakhunt.collect.namespaces import namespaces_of
@@ -81,14 +82,16 @@ def _server(handle: ProcessHandle, proc: Path, root: Path) -> Reading:
     namespaces = namespaces_of(handle.pid)
     processes = handle.tree()
     owner: dict[int, ProcessHandle] = {}
+    inodes: dict[int, set[int]] = {}
     for process in processes:
         try:
-            for inode in process.socket_inodes():
-                # A master that started workers has what they inherited: it is the child's.
-                owner[inode] = process
+            inodes[process.pid] = set(process.socket_inodes())
         except ProcessGone:
             if process is handle:
                 raise
+            continue
+        # What a master and its workers both have is theirs: children come later in the tree.
+        owner.update(dict.fromkeys(inodes[process.pid], process))
     with SocketTable(namespaces) as table:
         listening = [one for one in table.dump(states={"LISTEN"}) if one.inode in owner]
         ports = {one.local[1] for one in listening}
@@ -102,10 +105,10 @@ def _server(handle: ProcessHandle, proc: Path, root: Path) -> Reading:
     unix = _unix_connections(proc / str(handle.pid) / "net" / "unix", set(owner))
     by_process = Counter(owner[one.inode].pid for one in held)
     by_process.update(owner[inode].pid for inode in unix)
+    serving = _serving(processes, inodes, {one.inode for one in listening}, set(by_process))
     program = read_program(handle.pid, proc)
-    for process in processes[1:]:
-        if not program.loaded and process.pid in by_process:
-            program = _with_worker(program, process.pid, proc)
+    if serving[0] is not handle:
+        program = _with_worker(program, serving[0].pid, proc)
     agents, missing = _agents(handle.pid)
     reading = Reading(
         pid=handle.pid,
@@ -113,7 +116,7 @@ def _server(handle: ProcessHandle, proc: Path, root: Path) -> Reading:
         connections=len(held) + len(unix),
         local_clients=sum(_is_local(one) for one in held),
         keepalive_sockets=sum(one.timer == "keepalive" for one in held) if witness else None,
-        files=tuple(_open_files(processes, by_process, proc)),
+        files=tuple(_open_files(handle, serving, by_process, proc)),
         listeners=tuple(
             Listener(
                 address=_address(one), backlog=one.send_queue_bytes, waiting=one.recv_queue_bytes
@@ -178,17 +181,39 @@ def _machine(
     )
 
 
+def _serving(
+    processes: list[ProcessHandle],
+    inodes: Mapping[int, set[int]],
+    listeners: set[int],
+    connected: set[int],
+) -> list[ProcessHandle]:
+    """Those that accept connections, or hold some; a master leaves that to its workers."""
+    accepting = {pid for pid, own in inodes.items() if own & listeners}
+    masters = set()
+    for process in processes:
+        if process.pid in accepting:
+            try:
+                masters.add(process.parent_pid())
+            except ProcessGone:
+                continue
+    found = [
+        process
+        for process in processes
+        if process.pid in connected or process.pid in accepting - masters
+    ]
+    return found or processes[:1]
+
+
 def _open_files(
-    processes: list[ProcessHandle], connections: Mapping[int, int], proc: Path
+    handle: ProcessHandle, serving: list[ProcessHandle], connections: Mapping[int, int], proc: Path
 ) -> list[OpenFiles]:
-    """Of the processes that may serve: those with connections, else all of them."""
     found = []
-    for index, process in enumerate(processes):
+    for process in serving:
         try:
             limit = _limit_of_files(proc / str(process.pid) / "limits")
             used = process.descriptors()
         except ProcessGone:
-            if index == 0:
+            if process is handle:
                 raise
             continue
         if limit is not None:
@@ -198,8 +223,8 @@ def _open_files(
                     soft=limit[0],
                     hard=limit[1],
                     used=used,
-                    connections=connections[process.pid] if process.pid in connections else 0,
-                )  # fmt: skip
+                    connections=connections.get(process.pid, 0),
+                )
             )
     return found
 
@@ -264,8 +289,8 @@ def _unix_connections(file: Path, inodes: set[int]) -> list[int]:
         if len(words) < 8 or int(words[6]) not in inodes:
             continue
         if int(words[3], 16) & 0x10000:  # __SO_ACCEPTCON
-            # The endpoint of our own agent is no port of the server.
-            if not words[7].endswith(".sock") or "/leakhunt" not in words[7]:
+            # The endpoint of an agent of ours is no port of the server.
+            if pid_of_file(Path(words[7]).name) is None:
                 listening.add(words[7])
         elif words[5] == "03":
             connected.append((words[7], int(words[6])))

@@ -27,6 +27,7 @@ _COMPILED: Final = {
     "uvloop": "uvloop/loop*.so",
     "httptools": "httptools/parser/*.so",
     "aiohttp": "aiohttp/_http_parser*.so",
+    "tornado": "tornado/speedups*.so",
 }
 """The compiled part of a Python package, in its site-packages."""
 
@@ -35,6 +36,7 @@ _MAPPED: Final = {
     "uvloop": re.compile(r"/uvloop/loop[^/]*\.so$"),
     "httptools": re.compile(r"/httptools/parser/[^/]*\.so$"),
     "aiohttp": re.compile(r"/aiohttp/_http_parser[^/]*\.so$"),
+    "tornado": re.compile(r"/tornado/speedups[^/]*\.so$"),
     "bufferutil": re.compile(r"/bufferutil/.*\.node$"),
     "utf-8-validate": re.compile(r"/utf-8-validate/.*\.node$"),
 }
@@ -59,11 +61,10 @@ def read_program(pid: int, proc: Path = Path("/proc")) -> Program:
     here = proc / str(pid)
     words = (here / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     executable = (here / "exe").readlink()
-    mapped = {
-        line.split(maxsplit=5)[5]
-        for line in (here / "maps").read_text(errors="replace").splitlines()
-        if line.count(" ") > 5 and line.split(maxsplit=5)[5:]
-    }
+    rows = (
+        line.split(maxsplit=5) for line in (here / "maps").read_text(errors="replace").splitlines()
+    )
+    mapped = {row[5] for row in rows if len(row) == 6}
     loaded = frozenset(
         name for name, pattern in _MAPPED.items() if any(map(pattern.search, mapped))
     )

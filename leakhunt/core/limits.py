@@ -61,8 +61,7 @@ def check(reading: Reading, wanted: int) -> list[Line]:
 
 def open_files(reading: Reading, wanted: int) -> Iterator[Line]:
     """A connection is a descriptor; accept() fails with EMFILE at the soft limit."""
-    # A master that started workers has the listener too, but leaves the accepting to them.
-    serving = [one for one in reading.files if one.connections] or list(reading.files)
+    serving = reading.files
     if not serving:
         yield _unread("open-files")
         return
@@ -117,7 +116,7 @@ def system_files(reading: Reading, wanted: int) -> Iterator[Line]:
         status=Status.ok if unlimited else _bound(allowed, wanted),
         value=f"{used:,} open on this machine, {bound}",
         allows="no limit" if unlimited else f"{allowed:,} connections",
-        change=f"sysctl -w fs.file-max={_rounded(used + 2 * wanted)}",
+        change="" if unlimited else f"sysctl -w fs.file-max={_more_than(most, used + 2 * wanted)}",
         connections=None if unlimited else allowed,
         data={"used": used, "max": most},
     )
@@ -174,7 +173,7 @@ def somaxconn(reading: Reading, wanted: int) -> Iterator[Line]:
         value=f"{reading.somaxconn:,}",
         allows=f"a backlog of at most {reading.somaxconn:,}"
         + (", which this server has" if cuts else ""),
-        change=f"sysctl -w net.core.somaxconn={_rounded(max(wanted, reading.somaxconn + 1))}, "
+        change=f"sysctl -w net.core.somaxconn={_more_than(reading.somaxconn, wanted)}, "
         "then restart the server",
         data={"somaxconn": reading.somaxconn},
     )
@@ -236,7 +235,7 @@ def conntrack(reading: Reading, wanted: int) -> Iterator[Line]:
         status=_bound(allowed, wanted),
         value=f"{count:,} tracked, at most {most:,}",
         allows=f"{allowed:,} connections, then packets of new ones are dropped",
-        change=f"sysctl -w net.netfilter.nf_conntrack_max={_rounded(count + 2 * wanted)} "
+        change=f"sysctl -w net.netfilter.nf_conntrack_max={_more_than(most, count + 2 * wanted)} "
         "(on the host), or a notrack rule for the port",
         connections=allowed,
         data={"tracked": count, "max": most},
@@ -338,8 +337,9 @@ def tcp_keepalive(reading: Reading, wanted: int) -> Iterator[Line]:
         value=f"{time_s} s, then {probes} x {every_s} s",
         allows=allows,
         change="SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL and TCP_KEEPCNT on the listening socket; "
-        "for all that ask: sysctl -w net.ipv4.tcp_keepalive_time=60 tcp_keepalive_intvl=10 "
-        "tcp_keepalive_probes=3. A frozen client answers them for ever: only a ping tells",
+        "for all that ask: sysctl -w net.ipv4.tcp_keepalive_time=60 "
+        "net.ipv4.tcp_keepalive_intvl=10 net.ipv4.tcp_keepalive_probes=3. The kernel of a frozen "
+        "client answers them for ever: only a ping tells",
         data={
             "time_s": time_s, "interval_s": every_s, "probes": probes, "detects_after_s": after_s,
             "sockets_with_timer": on,
@@ -418,7 +418,7 @@ def _room(files: OpenFiles) -> int | None:
 
 def _raise_files(reading: Reading, files: OpenFiles, wanted: int, processes: int) -> str:
     own = files.used - files.connections
-    target = _rounded(max(-(-wanted // processes) + own, files.soft or 0, 1024))
+    target = _more_than(max(files.soft or 0, 1023), -(-wanted // processes) + own)
     hard = files.hard
     above = hard is not None and target > hard
     lasting = (
@@ -465,6 +465,6 @@ def _number(limit: int | None) -> str:
     return "unlimited" if limit is None else f"{limit:,}"
 
 
-def _rounded(number: int) -> int:
-    """The next power of two."""
-    return 1 << max(0, number - 1).bit_length()
+def _more_than(now: int, needed: int) -> int:
+    """A power of two that is enough and more than there is: no advice lowers a limit."""
+    return 1 << max(needed - 1, now).bit_length()

@@ -90,6 +90,11 @@ ACCELERATORS: Final = (
         "reinstall aiohttp from a wheel, and unset AIOHTTP_NO_EXTENSIONS",
     ),
     Accelerator(
+        "tornado", frozenset({"tornado"}),
+        "unmasks messages in C; without it Python does",
+        "reinstall tornado from a wheel, or with a C compiler at hand",
+    ),
+    Accelerator(
         "bufferutil", frozenset({"ws", "engine.io"}),
         "masks and unmasks in C; without it `ws` does in JavaScript",
         "npm install --save-optional bufferutil; eiows is a whole engine in C++",
@@ -199,9 +204,11 @@ def accelerators(reading: Reading, wanted: int) -> Iterator[Line]:
         if not relevant or one.name in reading.loaded:
             continue
         there = one.name in reading.compiled
-        if there and one.name in ("websockets", "aiohttp"):
+        if there and one.name in one.used_by:
             continue  # not loaded, but then the package is not either
         value = "installed, but not loaded" if there else "missing"
+        if one.name in reading.packages and not there and reading.runtime == "python":
+            value = f"missing: {one.name} {reading.packages[one.name]} was installed without it"
         yield Line(
             name=f"accelerator:{one.name}",
             status=Status.note,
@@ -273,11 +280,9 @@ def library(reading: Reading) -> str:
         return "uvicorn-wsproto" if wsproto else "uvicorn"
     if name:
         return name
-    # A program of its own: what it has loaded tells, if it has compiled parts.
-    for package in ("websockets", "aiohttp"):
-        if package in reading.loaded:
-            return package
-    return ""
+    # A program of its own: its compiled parts tell, unless it is a client with another of them.
+    found = [name for name in ("websockets", "aiohttp", "tornado") if name in reading.loaded]
+    return found[0] if len(found) == 1 else ""
 
 
 def switched_off(reading: Reading) -> bool:

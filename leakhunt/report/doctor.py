@@ -24,7 +24,7 @@ _STYLES: Final = {
     Status.unknown: "dim",
 }
 _MARK_WIDTH: Final = max(len(status) for status in Status) + 2
-_NAME_WIDTH: Final = 20
+_NAME_WIDTH: Final = 22
 
 
 def doctor_report(reading: Reading, lines: Sequence[Line], wanted: int) -> RenderableType:
