@@ -13,6 +13,7 @@
     │   └── AgentDenied        it answers, but not to this user
     ├── AgentProtocolError     what answered does not speak our protocol
     ├── RunError               the command of `leakhunt run` cannot be started
+    ├── RecordingError         a file is no recording, or cannot be read or written as one
     ├── ScenarioError          a scenario or its options make no sense
     └── NotTestable            the machine lacks what a check needs
         └── ConnectFailed      clients of the prover could not connect
@@ -108,6 +109,10 @@ class AgentProtocolError(LeakhuntError):
 
 class RunError(LeakhuntError):
     """The command that ``leakhunt run`` was given cannot be started."""
+
+
+class RecordingError(LeakhuntError):
+    """A file is not a recording, is one of another version, or cannot be written."""
 
 
 class ScenarioError(LeakhuntError):

@@ -46,6 +46,20 @@ def find_listener(host: str, port: int, *, table: SocketTable | None = None) -> 
     return _server_of({sample.inode for sample in matching}, where, matching[0].uid)
 
 
+def find_port_listener(port: int) -> int:
+    """The pid of the server that listens on a TCP port of any address of this machine.
+
+    Errors as :func:`find_listener`.
+    """
+    samples = _listening(None, port)
+    if not samples:
+        raise NotTestable(
+            f"no process on this machine listens on port {port}",
+            hint="is the server running? One in a container is named by its pid",
+        )
+    return _server_of({sample.inode for sample in samples}, f"port {port}", samples[0].uid)
+
+
 def find_unix_listener(path: str) -> int:
     """The pid of the server that listens on a Unix socket; errors as :func:`find_listener`."""
     listeners = unix_listeners()

@@ -11,6 +11,7 @@ it, and most samples are only counted.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ _ATTRIBUTE: Final = struct.Struct("=I")  # length and type
 _LENGTH_TYPE_FLAGS: Final = struct.Struct("=IHH")
 _INFO, _SKMEMINFO = 2, 7
 _NLM_F_MULTI: Final = 2
+_LITTLE: Final = sys.byteorder == "little"
 
 
 class Identity(NamedTuple):
@@ -79,39 +81,35 @@ def read_block(data: memoryview) -> tuple[Block | None, int]:
     return Block(data[16], layout, raw, identities), len(raw)
 
 
-def details_of(block: Block) -> Iterator[dict[str, Any]]:
-    """Every socket of a block by the names of :class:`leakhunt.core.samples.ServerSocket`.
+DETAILS: Final = (
+    "peer", "local", "state", "inode", "recv_queue_bytes", "send_queue_bytes", "notsent_bytes",
+    "unacked", "backoff", "probes", "retransmits", "timer", "last_data_recv_s",
+    "last_data_sent_s", "last_ack_recv_s", "rtt_s", "bytes_acked", "bytes_received", "snd_wnd",
+    "wnd_unit", "memory_bytes",
+)  # fmt: skip
+"""What :func:`details_of` gives, by the names of :class:`leakhunt.core.samples.ServerSocket`."""
 
-    Those that the kernel does not know (pid, since when) are not among them.
-    """
+
+def details_of(block: Block) -> Iterator[tuple[Any, ...]]:
+    """Every socket of a block: the values of :data:`DETAILS`."""
     family = block.family
     for (
         state, timer, local_port, peer_port, local, peer, recv_queue, send_queue, inode,
-        rmem, fwd, wmem, optmem, backlog, retransmits, probes, tcp_backoff, unacked,
+        rmem, fwd, wmem, optmem, backlog, retransmits, probes, tcp_backoff, scale, unacked,
         data_sent, data_recv, ack_recv, rtt, acked, received, notsent, *window,
     ) in block.layout.details.iter_unpack(block.raw):  # fmt: skip
-        yield {
-            "peer": f"{_text(family, peer)}:{to_host_order(peer_port)}",
-            "local": f"{_text(family, local)}:{to_host_order(local_port)}",
-            "state": STATES[state] if state < len(STATES) else str(state),
-            "inode": inode,
-            "recv_queue_bytes": recv_queue,
-            "send_queue_bytes": send_queue,
-            "notsent_bytes": notsent,
-            "unacked": unacked,
-            "backoff": tcp_backoff,
-            "probes": probes,
-            "retransmits": retransmits,
-            "timer": TIMERS[timer] if timer < len(TIMERS) else str(timer),
-            "last_data_recv_s": data_recv / 1000,
-            "last_data_sent_s": data_sent / 1000,
-            "last_ack_recv_s": ack_recv / 1000,
-            "rtt_s": rtt / 1e6,
-            "bytes_acked": acked,
-            "bytes_received": received,
-            "snd_wnd": window[0] if window else None,
-            "memory_bytes": rmem + fwd + wmem + optmem + backlog,
-        }
+        yield (
+            f"{_text(family, peer)}:{to_host_order(peer_port)}",
+            f"{_text(family, local)}:{to_host_order(local_port)}",
+            STATES[state] if state < len(STATES) else str(state),
+            inode, recv_queue, send_queue, notsent, unacked, tcp_backoff, probes, retransmits,
+            TIMERS[timer] if timer < len(TIMERS) else str(timer),
+            data_recv / 1000, data_sent / 1000, ack_recv / 1000, rtt / 1e6, acked, received,
+            window[0] if window else None,
+            # A bit field: the peer's scale comes first, wherever that is.
+            1 << (scale & 0x0F if _LITTLE else scale >> 4),
+            rmem + fwd + wmem + optmem + backlog,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
@@ -156,7 +154,7 @@ def _layout(
         (17, "B"), (18, "B"), (20, "H"), (22, "H"), (24, "16s"), (40, "16s"),
         (72, "I"), (76, "I"), (84, "I"),
         *((memory_at + 4 + 4 * number, "I") for number in (0, 4, 5, 6, 7)),
-        (info + 2, "B"), (info + 3, "B"), (info + 4, "B"), (info + 24, "I"),
+        (info + 2, "B"), (info + 3, "B"), (info + 4, "B"), (info + 6, "B"), (info + 24, "I"),
         (info + 44, "I"), (info + 52, "I"), (info + 56, "I"), (info + 68, "I"),
         (info + 120, "Q"), (info + 128, "Q"), (info + 144, "I"),
     ]  # fmt: skip

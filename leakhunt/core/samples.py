@@ -88,11 +88,18 @@ class Sample:
     """CPU seconds used since their start, over all processes."""
     threads: int | None = None
     processes: int = 1
+    pid: int | None = None
+    """The server's first process; another one after a restart."""
     descriptors: Mapping[str, int] = field(default_factory=dict)
     """Open descriptors by kind: ``listening``, ``connection``, ``socket`` (others), ``unix``,
     ``pipe``, ``file``, ``eventpoll``, ``other``."""
     sockets: Sequence[ServerSocket] = ()
-    """Every TCP socket of the server's listening ports except the listeners."""
+    """Every TCP socket of the server's listening ports except the listeners and TIME_WAIT."""
+    sockets_known: bool = True
+    """``False``: ``sockets`` says nothing: they could not be read, or a recording thinned them
+    out."""
+    socket_states: Mapping[str, int] | None = None
+    """How many of them by state; kept also where the sockets themselves are not."""
     unix_connections: int | None = None
     """Connections on Unix listeners, which have no clocks."""
     agent: AgentSample | None = None

@@ -1,0 +1,122 @@
+"""Asks the agents of a server again and again: seldom enough, and over kept connections."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from leakhunt.collect.agent import AgentClient
+from leakhunt.core.samples import AgentSample
+from leakhunt.core.views import StatusView
+from leakhunt.errors import LeakhuntError, NoAgent, ProcessGone
+
+EVERY_S: Final = 1.0
+"""An agent is asked at most this often."""
+
+_TIMEOUT_S: Final = 1.0
+_RETRY_S: Final = (1.0, 30.0)
+"""After how long a process is asked again where no agent answered: at first, at last."""
+
+
+class AgentWatch:
+    """The agents in a server's processes, summed.
+
+    It is what :func:`leakhunt.collect.agent.ask_all` does, without looking for the sockets
+    each time: that reads every descriptor of the process.
+    """
+
+    def __init__(self) -> None:
+        self._clients: dict[int, AgentClient] = {}
+        self._again: dict[int, tuple[float, float]] = {}  # pid -> (not before, pause)
+        self._asked_at = float("-inf")
+        self._rows_due = False
+        self._answer: AgentSample | None = None
+        self._problems: dict[int, LeakhuntError] = {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+    @property
+    def problem(self) -> str:
+        """Why no agent answers, or why only some do; empty when nothing is wrong."""
+        failures = [e for e in self._problems.values() if not isinstance(e, NoAgent)]
+        if failures:
+            return f"agent: {failures[0]}"
+        if self._answer is None and self._problems:
+            return f"agent: {next(iter(self._problems.values()))}"
+        return ""
+
+    def ask(self, pids: Sequence[int], now: float, *, rows_too: bool) -> AgentSample | None:
+        """What they say now, or said less than a second ago; ``None``: none answers.
+
+        :param rows_too: ask for every connection as well, for the bytes in user space.
+        """
+        self._rows_due = self._rows_due or rows_too
+        if now - self._asked_at < EVERY_S * 0.9:  # an interval of 1 s is never exact
+            return self._answer
+        self._asked_at = now
+        for pid in set(self._clients) - set(pids):
+            self._clients.pop(pid).close()
+        for pid in self._problems.keys() - set(pids):
+            del self._problems[pid]
+        self._again = {pid: again for pid, again in self._again.items() if pid in pids}
+        rows_too, self._rows_due = self._rows_due, False
+        statuses, transport = [], 0
+        for pid in pids:
+            not_before, pause = self._again.get(pid, (now, _RETRY_S[0]))
+            if now < not_before:
+                continue
+            client = self._clients.get(pid) or AgentClient(pid, timeout=_TIMEOUT_S)
+            try:
+                statuses.append(client.status())
+                if rows_too:
+                    transport += sum(row.transport_bytes for row in client.connections())
+            except ProcessGone:
+                client.close()
+                self._clients.pop(pid, None)
+            except LeakhuntError as error:
+                client.close()
+                self._clients.pop(pid, None)
+                self._problems[pid] = error
+                self._again[pid] = (now + pause, min(2 * pause, _RETRY_S[1]))
+            else:
+                self._clients[pid] = client
+                self._again.pop(pid, None)
+                self._problems.pop(pid, None)
+        self._answer = summed(statuses, transport if rows_too else None) if statuses else None
+        return self._answer
+
+
+def summed(statuses: Iterable[StatusView], transport_bytes: int | None = None) -> AgentSample:
+    """The agents of all processes as one: counts add up, of lags the longest counts."""
+    closed: Counter[str] = Counter()
+    evictions: Counter[str] = Counter()
+    states: Counter[str] = Counter()
+    agents = [agent for status in statuses for agent in status.agents]
+    for agent in agents:
+        for counter, counts in (
+            (closed, agent.ledger.closed),
+            (evictions, agent.evictions),
+            (states, agent.states),
+        ):
+            with contextlib.suppress(TypeError):
+                counter.update(counts)
+    return AgentSample(
+        opened=sum(agent.ledger.opened for agent in agents),
+        believed=sum(agent.ledger.believed for agent in agents),
+        closed=dict(closed),
+        evictions=dict(evictions),
+        states=dict(states),
+        stuck_teardowns=sum(agent.stuck_teardowns for agent in agents),
+        rooms=sum(agent.rooms.rooms for agent in agents),
+        memberships=sum(agent.rooms.memberships for agent in agents),
+        held_bytes=sum(agent.guard.held_bytes for agent in agents),
+        transport_bytes=transport_bytes,
+        loop_lag_s=max((agent.loop.lag_s for agent in agents), default=0.0),
+        loop_blocked_s=max((agent.loop.blocked_s for agent in agents), default=0.0),
+    )
