@@ -417,20 +417,26 @@ def _room(files: OpenFiles) -> int | None:
 
 
 def _raise_files(reading: Reading, files: OpenFiles, wanted: int, processes: int) -> str:
-    own = files.used - files.connections
-    target = _more_than(max(files.soft or 0, 1023), -(-wanted // processes) + own)
+    needed = -(-wanted // processes) + files.used - files.connections
+    target = _more_than(files.soft or 0, needed)
     hard = files.hard
+    if hard is not None and needed <= hard < target and (files.soft or 0) < hard:
+        target = hard
     above = hard is not None and target > hard
     lasting = (
         f"LimitNOFILE={target} (systemd), --ulimit nofile={target} (Docker), or nofile in "
         "/etc/security/limits.d"
     )
     if reading.pid is None:
-        return f"ulimit -n {target}" + (" (as root)" if above else "") + f"; for good: {lasting}"
+        return (
+            f"ulimit -n {target}"
+            + (" (needs CAP_SYS_RESOURCE)" if above else "")
+            + f"; for good: {lasting}"
+        )
     pair = f"{target}:{target}" if above else f"{target}:{'unlimited' if hard is None else hard}"
     return (
         f"now, without a restart: prlimit --pid {files.pid} --nofile={pair}"
-        + (" (as root)" if above else "")
+        + (" (needs CAP_SYS_RESOURCE)" if above else "")
         + f"; for good: {lasting}"
     )
 
