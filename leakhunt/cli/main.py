@@ -36,6 +36,9 @@ COMMANDS: Final = {
     "run": Command("leakhunt.cli.run", "main", "Start a server with leakhunt mounted in it."),
     "conns": Command("leakhunt.cli.conns", "conns", "List the connections of a running server."),
     "status": Command("leakhunt.cli.status", "status", "Show what an agent did and how it is set."),
+    "watch": Command(
+        "leakhunt.cli.watch", "watch", "Watch a running server from outside, or record it."
+    ),
     "doctor": Command(
         "leakhunt.cli.doctor", "doctor", "Show what limits a server, and how to change it."
     ),

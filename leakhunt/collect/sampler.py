@@ -193,9 +193,15 @@ class Sampler:
         if not self._readable:
             return {}
         if self._kinds is None:
-            unix = self._unix.inodes if self._unix is not None else ()
-            self._kinds = self._tree.kinds(self._listening, self._memory.inodes, unix)
+            self._kinds = self._count_kinds()
+            if self._kinds.get("socket"):
+                self._read_unix()  # it may be a Unix one that is younger than our list
+                self._kinds = self._count_kinds()
         return dict(self._kinds)
+
+    def _count_kinds(self) -> dict[str, int]:
+        unix = self._unix.inodes if self._unix is not None else ()
+        return self._tree.kinds(self._listening, self._memory.inodes, unix)
 
     # --- sockets ----------------------------------------------------------------------------
 
@@ -265,13 +271,16 @@ class Sampler:
         if not LINUX or not self._readable:
             return None
         if dear or self._has_unix_listener:
-            with contextlib.suppress(OSError):
-                self._unix = unix_sockets(self.process.pid)
+            self._read_unix()
         if self._unix is None:
             return None
         count = self._unix.count_connections(self._owners)
         self._has_unix_listener = count is not None
         return count
+
+    def _read_unix(self) -> None:
+        with contextlib.suppress(OSError):
+            self._unix = unix_sockets(self.process.pid)
 
     # --- what is missing --------------------------------------------------------------------
 
