@@ -52,6 +52,8 @@ class ServerProcess:
         self.handle.check()
         try:
             text = Path(f"/proc/{self.pid}/stat").read_bytes()
+            # Its own memory column is not exact (proc_pid_stat(5)).
+            pages = int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1])
         except (FileNotFoundError, ProcessLookupError):
             raise self.handle.gone() from None
         # proc_pid_stat(5), from the third field on; the name before it may hold anything.
@@ -59,7 +61,7 @@ class ServerProcess:
         if words[0] in (b"Z", b"X"):
             raise self.handle.gone()
         return Vitals(
-            rss_bytes=int(words[21]) * _PAGE_BYTES,
+            rss_bytes=pages * _PAGE_BYTES,
             cpu_s=sum(map(int, words[11:15])) / _TICKS_PER_S,
             threads=int(words[17]),
         )

@@ -72,7 +72,9 @@ class Sampler:
         self._agents = AgentWatch()
         self._said_no_agent = ""
         self._standing: dict[str, str] = {}
-        self._taken = 0
+        self.taken = 0
+        """How many samples were taken."""
+
         self._table = self._open_table()
 
     def __enter__(self) -> Self:
@@ -89,7 +91,7 @@ class Sampler:
     def sample(self) -> Sample:
         """Read everything once. Raises :class:`ProcessGone` when the process has ended."""
         now, wall = time.monotonic(), time.time()
-        dear = self._taken % DEAR_EVERY == 0
+        dear = self.taken % DEAR_EVERY == 0
         if dear or now - self._tree_at >= _TREE_EVERY_S * 0.9:
             if self._tree.refresh():
                 self._kinds = None
@@ -117,7 +119,7 @@ class Sampler:
             agent=agent,
             missing=self._missing(),
         )
-        self._taken += 1
+        self.taken += 1
         return sample
 
     # --- processes --------------------------------------------------------------------------
