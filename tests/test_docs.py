@@ -6,6 +6,14 @@ from pathlib import Path
 
 import leakhunt
 from leakhunt.agent.settings import Settings
+from leakhunt.core.diagnosis import (
+    Alternative,
+    Correlation,
+    Diagnosis,
+    Evidence,
+    Finding,
+    Verdict,
+)
 from leakhunt.core.liveness import EvictReason
 from leakhunt.core.views import AgentView, ConnectionView
 
@@ -34,6 +42,14 @@ def test_every_setting_and_reason_is_documented() -> None:
     table = (DOCS / "middleware.md").read_text()
     for default in defaults - {"None"}:
         assert re.search(rf"\b{re.escape(default.removesuffix('.0'))}\b", table), default
+
+
+def test_every_verdict_is_explained() -> None:
+    """docs/reading-the-verdict.md has every verdict, and every name of the JSON object."""
+    words = code_words("reading-the-verdict.md")
+    assert {str(verdict) for verdict in Verdict} <= words
+    for record in (Diagnosis, Finding, Evidence, Alternative, Correlation):
+        assert {field.name for field in fields(record)} <= words
 
 
 def test_links_between_pages_lead_somewhere() -> None:

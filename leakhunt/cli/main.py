@@ -39,6 +39,9 @@ COMMANDS: Final = {
     "watch": Command(
         "leakhunt.cli.watch", "watch", "Watch a running server from outside, or record it."
     ),
+    "diagnose": Command(
+        "leakhunt.cli.diagnose", "diagnosing", "Look at a server for a while, say what is wrong."
+    ),
     "doctor": Command(
         "leakhunt.cli.doctor", "doctor", "Show what limits a server, and how to change it."
     ),

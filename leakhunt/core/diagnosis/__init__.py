@@ -88,7 +88,7 @@ def diagnose(series: Sequence[Sample], *, dead_after_s: float = DEAD_AFTER_S) ->
         samples=facts.count,
         watched_s=facts.span_s,
         agent=facts.last.agent is not None,
-        missing=facts.last.missing,
+        missing=tuple(dict.fromkeys(text for one in facts.series for text in one.missing)),
         undecided=tuple(undecided),
     )
 
@@ -108,6 +108,14 @@ def _healthy(facts: Facts) -> Finding:
             summary=f"too little was seen: a verdict needs {lack}",
             evidence=(facts.evidence("samples", facts.count, "samples"),),
             next="watch longer: `leakhunt diagnose PID --for 30s`",
+        )
+    if not facts.last.sockets_known:
+        return Finding(
+            verdict=Verdict.UNKNOWN,
+            confidence=0.3,
+            summary="the server's sockets are not known, so dead clients cannot be seen",
+            evidence=(facts.evidence("rss", facts.last.rss_bytes, "bytes"),),
+            next="name the port with --port; what could not be read, and why, is listed below",
         )
     clients = facts.clients
     if clients.clocked < clients.total and not facts.agents:

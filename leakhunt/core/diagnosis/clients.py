@@ -73,9 +73,12 @@ class Clients:
 def sort_clients(series: Sequence[Sample], dead_after_s: float) -> Clients:
     """Look at every socket of the last sample, through the samples of the last half minute."""
     end = series[-1].at
-    tail = [sample for sample in series if sample.at >= end - TAIL_S]
+    known = [sample for sample in series if sample.sockets_known]
+    tail = [sample for sample in known if sample.at >= end - TAIL_S]
     if len(tail) < LEAST_LOOKS:
-        tail = list(series[-LEAST_LOOKS:])
+        tail = known[-LEAST_LOOKS:]
+    if not tail or tail[-1] is not series[-1]:
+        return Clients(end - series[0].at, end - series[0].at)
     found = Clients(tail[0].at - series[0].at, end - series[0].at)
     looks: dict[tuple[str, str], list[tuple[float, ServerSocket]]] = {}
     for sample in tail:

@@ -94,7 +94,11 @@ class Facts:
 
     @cached_property
     def _split(self) -> tuple[Correlation, list[Point]]:
-        return correlate(self.points(lambda one: one.rss_bytes), self.connections)
+        known = dict(self.connections)
+        memory = self.points(lambda one: one.rss_bytes)
+        if len(known) < 2:
+            return correlate(memory, [(at, 0.0) for at, _ in memory])
+        return correlate([point for point in memory if point[0] in known], self.connections)
 
     @property
     def correlation(self) -> Correlation:
@@ -127,14 +131,27 @@ class Facts:
         )  # fmt: skip
 
 
-def connections(sample: Sample) -> int:
-    """Connections that the server holds: established TCP sockets and Unix ones."""
-    held = sum(one.state == "ESTABLISHED" and one.inode != 0 for one in sample.sockets)
+def connections(sample: Sample) -> int | None:
+    """Connections that the server holds: established TCP sockets and Unix ones.
+
+    ``None``: the sockets of this sample are not known.
+    """
+    if sample.socket_states is not None:
+        held = sample.socket_states.get("ESTABLISHED", 0)
+    elif sample.sockets_known:
+        held = sum(one.state == "ESTABLISHED" for one in sample.sockets)
+    else:
+        return None
     return held + (sample.unix_connections or 0)
 
 
 def gather(series: Sequence[Sample], dead_after_s: float) -> Facts:
-    """The facts of a series in the order of time; a long one is thinned, its end is kept."""
+    """The facts of a series in the order of time; a long one is thinned, its end is kept.
+
+    After a restart only the samples of the new process count.
+    """
     ordered = sorted(series, key=lambda sample: sample.at)
+    restarts = [n for n, one in enumerate(ordered) if one.pid != ordered[-1].pid]
+    ordered = ordered[restarts[-1] + 1 :] if restarts else ordered
     newest = ordered[-40:]
     return Facts(thin(ordered[:-40], MOST_SAMPLES) + newest, dead_after_s, len(ordered))

@@ -33,9 +33,13 @@ RECONNECT_S: Final = 10.0
 
 def registry_leak(facts: Facts) -> Finding | None:
     """The application holds connections that have no socket any more."""
-    recent = [sample for sample in facts.series if sample.agent is not None][-8:]
-    surplus = min(sample.agent.believed - connections(sample) for sample in recent if sample.agent)
-    lost = surplus > max(LEAST_SURPLUS, 0.02 * connections(facts.last))
+    surpluses = [
+        sample.agent.believed - held
+        for sample in facts.series
+        if sample.agent is not None and (held := connections(sample)) is not None
+    ][-8:]
+    surplus = min(surpluses, default=0)
+    lost = len(surpluses) == 8 and surplus > max(LEAST_SURPLUS, 0.02 * facts.connections[-1][1])
     members = growth([(at, float(agent.memberships)) for at, agent in facts.agents])
     members = None if facts.connections_grow else members
     if not lost and members is None:

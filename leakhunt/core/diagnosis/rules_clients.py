@@ -116,7 +116,9 @@ def slow_clients(facts: Facts) -> Finding | None:
         return None
     peers = {one.peer for one in behind}
 
-    def waiting(sample: Sample) -> float:
+    def waiting(sample: Sample) -> float | None:
+        if not sample.sockets_known:
+            return None
         kernel = sum(one.send_queue_bytes for one in sample.sockets if one.peer in peers)
         user = (sample.agent.transport_bytes or 0) if sample.agent else 0
         return kernel + user
@@ -133,7 +135,7 @@ def slow_clients(facts: Facts) -> Finding | None:
         f"for them grows (most: {worst.peer})",
         evidence=(
             facts.of_clients("clients_behind", len(behind), "sockets"),
-            facts.of_clients("waiting_for_them", waiting(facts.last), "bytes"),
+            facts.of_clients("waiting_for_them", waiting(facts.last) or 0, "bytes"),
             *(
                 [
                     facts.evidence(

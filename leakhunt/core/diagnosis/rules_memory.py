@@ -211,10 +211,11 @@ def _waves(facts: Facts) -> list[tuple[float, float, float]]:
     Connections rise and fall between a quarter and three quarters of their whole range.
     """
     counts = [count for _, count in facts.connections]
-    low, high = min(counts), max(counts)
+    low, high = min(counts, default=0), max(counts, default=0)
     if high - low < max(10, KEPT_SHARE * high):
         return []
-    rss = [float(sample.rss_bytes) for sample in facts.series]
+    known = dict(facts.connections)
+    rss = [size for at, size in facts.points(lambda one: one.rss_bytes) if at in known]
     waves: list[tuple[float, float, float]] = []
     start: int | None = None
     begin = 0

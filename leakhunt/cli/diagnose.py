@@ -1,0 +1,129 @@
+"""``leakhunt diagnose PID|FILE``: look at a server for a while, and say what is wrong."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from leakhunt.cli.options import duration
+from leakhunt.cli.say import say
+from leakhunt.core.diagnosis import DEAD_AFTER_S, diagnose
+from leakhunt.core.durations import format_duration
+from leakhunt.core.samples import Sample
+from leakhunt.errors import RecordingError
+
+SHORTEST_S: Final = 0.05
+KEEP_SOCKETS_S: Final = 120.0
+"""Sockets of samples older than this are let go: clients are judged by the last half minute."""
+
+SAY_EVERY_S: Final = 10.0
+
+
+def diagnosing(
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="[PID|FILE]", help="The server's process, or a recording."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="PORT", help="Only the clients of this port.", min=1, max=65535),
+    ] = None,
+    for_: Annotated[
+        float, typer.Option("--for", parser=duration, metavar="DURATION", help="How long to look.")
+    ] = 30.0,
+    interval: Annotated[
+        float, typer.Option(parser=duration, metavar="DURATION", help="From sample to sample.")
+    ] = 1.0,
+    dead_after: Annotated[
+        float,
+        typer.Option(parser=duration, metavar="DURATION", help="How long a dead client may stay."),
+    ] = DEAD_AFTER_S,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what is wrong with a running server, or with one that was recorded, and why.
+
+    It looks from outside at memory, descriptors and every socket, in any language; where an
+    agent answers, at what the application believes, too. Exit code 0: nothing to repair; 1: a
+    fault was found; 2: the evidence does not decide, or it could not look.
+
+    Examples:
+
+        leakhunt diagnose 4711 --for 30s
+
+        leakhunt diagnose --port 8000 --for 5m --json
+
+        leakhunt diagnose night.leakhunt
+    """
+    if interval < SHORTEST_S:
+        raise typer.BadParameter("the shortest is 50ms", param_hint="--interval")
+    if dead_after <= 0:
+        raise typer.BadParameter("it must be positive", param_hint="--dead-after")
+    if what is None and port is None:
+        raise typer.BadParameter("name the server by its PID or --port, or a recording")
+    with ExitStack() as stack:
+        if what is not None and not what.isdecimal():
+            from leakhunt.collect.recording import Recording
+
+            if port is not None:
+                raise typer.BadParameter("a recording has its ports already", param_hint="--port")
+            source = what
+            series = stack.enter_context(Recording(Path(what))).series
+            if not series:
+                raise RecordingError(f"the recording {what} holds no sample")
+            say(f"reading {len(series):,} samples of {what}")
+        else:
+            from leakhunt.collect.servers import open_sampler
+
+            sampler = open_sampler(None if what is None else int(what), port, None)
+            stack.callback(sampler.close)
+            source = str(sampler.process.pid)
+            say(f"watching process {source} for {format_duration(for_)}")
+            series = []
+            begin = said_at = time.monotonic()
+            for _ in _ticks(interval, for_):
+                series.append(sampler.sample())
+                _let_go(series)
+                now = time.monotonic()
+                if now - said_at >= SAY_EVERY_S:
+                    said_at = now
+                    say(f"{format_duration(now - begin)} of {format_duration(for_)}")
+        found = diagnose(series, dead_after_s=dead_after)
+    if as_json:
+        from leakhunt.report.diagnosis import diagnosis_json
+
+        sys.stdout.write(diagnosis_json(found, source=source))
+    else:
+        from leakhunt.report.console import stdout_console
+        from leakhunt.report.diagnosis import diagnosis_report
+
+        stdout_console().print(diagnosis_report(found))
+    raise typer.Exit(2 if found.fault is None else int(found.fault))
+
+
+def _ticks(interval: float, for_: float) -> Iterator[None]:
+    """Now, and once per interval until the time is over; what was missed is not made up for."""
+    due = time.monotonic()
+    end = due + for_
+    while True:
+        yield
+        due = max(due + interval, time.monotonic())
+        if due > end:
+            return
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+def _let_go(series: list[Sample]) -> None:
+    """Forget the sockets of the one sample that has just become too old."""
+    horizon = series[-1].at - KEEP_SOCKETS_S
+    for place in range(len(series) - 1, -1, -1):
+        if series[place].at < horizon:
+            if series[place].sockets_known:
+                series[place] = replace(series[place], sockets=(), sockets_known=False)
+            return
