@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol
 
@@ -85,6 +85,7 @@ def watch(
         raise typer.BadParameter("--replay FILE needs no server", param_hint="--replay")
     if replay is None and not named:
         raise typer.BadParameter("name the server by its PID, --port or --name")
+    stop = Stop()
     with ExitStack() as stack:
         source: Iterator[Sample]
         output: Output
@@ -93,18 +94,18 @@ def watch(
 
             series = stack.enter_context(Recording(replay)).series
             output = _output(as_json, with_sockets, f"{replay}: {len(series):,} samples")
-            source = _replayed(series, interval if isinstance(output, Screen) else 0.0)
+            source = _replayed(series, interval if isinstance(output, Screen) else 0.0, stop)
         else:
             server = Server(pid, port, name)
             stack.callback(server.close)
             output = _output(as_json, with_sockets, server.title)
-            source = server.samples(interval, for_, output if follow else None)
+            source = server.samples(interval, for_, output if follow else None, stop)
             if record is not None:
                 from leakhunt.collect.recording import Recorder
 
                 recorder = Recorder(record, max_bytes=round(max_size * 1e6))
                 source = _recorded(source, stack.enter_context(recorder))
-        with _ends_by_signal(), output:
+        with stop, output:
             summariser = Summariser()
             for sample in source:
                 sockets = tuple(sample.sockets)
@@ -135,7 +136,7 @@ class Server:
         self._sampler.close()
 
     def samples(
-        self, interval: float, for_: float | None, follow: Output | None
+        self, interval: float, for_: float | None, follow: Output | None, stop: Stop
     ) -> Iterator[Sample]:
         """One sample per interval until the time is over or the process has ended.
 
@@ -149,7 +150,7 @@ class Server:
             except ProcessGone as error:
                 if follow is None:
                     raise
-                if not self._find_next(error, end, follow):
+                if not self._find_next(error, end, follow, stop):
                     return
                 due = time.monotonic()
                 continue
@@ -158,9 +159,9 @@ class Server:
             due = max(due + interval, time.monotonic())
             if due > end:
                 return
-            time.sleep(max(0.0, due - time.monotonic()))
+            stop.sleep(due - time.monotonic())
 
-    def _find_next(self, error: ProcessGone, end: float, output: Output) -> bool:
+    def _find_next(self, error: ProcessGone, end: float, output: Output, stop: Stop) -> bool:
         ports = self._sampler.ports
         if self._name is None and not ports:
             raise error
@@ -172,7 +173,7 @@ class Server:
                 port = self._port if self._name is not None else ports[0]
                 self._sampler = self._open(None, port, self._name)
             except (NotTestable, ProcessGone):
-                time.sleep(_LOOK_EVERY_S)
+                stop.sleep(_LOOK_EVERY_S)
             else:
                 return True
         return False
@@ -267,26 +268,47 @@ def _recorded(source: Iterator[Sample], recorder: Any) -> Iterator[Sample]:
         yield sample
 
 
-def _replayed(series: list[Sample], longest_s: float) -> Iterator[Sample]:
+def _replayed(series: list[Sample], longest_s: float, stop: Stop) -> Iterator[Sample]:
     before = None
     for sample in series:
-        if before is not None and longest_s:
-            time.sleep(min(max(0.0, sample.at - before), longest_s))
+        if before is not None:
+            stop.sleep(min(sample.at - before, longest_s))
         before = sample.at
         yield sample
 
 
-@contextmanager
-def _ends_by_signal() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are how one ends it: no error, and the recording is closed."""
+class Stop:
+    """Ctrl-C and SIGTERM are how one ends it: no error, and no sample is left half done.
 
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
+    While a sample is taken, written and shown a signal is only noted, the second one counts.
+    """
 
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self._wanted = False
+        self._waiting = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._signalled)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        return kind is KeyboardInterrupt
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; raises ``KeyboardInterrupt`` when it shall end."""
+        self._waiting = True
+        try:
+            if self._wanted:
+                raise KeyboardInterrupt
+            time.sleep(max(0.0, seconds))
+        finally:
+            self._waiting = False
+
+    def _signalled(self, *_: object) -> None:
+        if self._waiting or self._wanted:
+            raise KeyboardInterrupt
+        self._wanted = True
