@@ -95,7 +95,11 @@ def stuck_teardown(facts: Facts) -> Finding | None:
             facts.of_clients(
                 "waiting_to_be_flushed", sum(one.send_queue_bytes for one in closing), "bytes"
             ),
-            facts.evidence("stuck_teardowns_of_the_agent", max(0, stuck), "connections"),
+            *(
+                [facts.evidence("stuck_teardowns_of_the_agent", max(0, stuck), "connections")]
+                if counts
+                else []
+            ),
         ),
         alternatives=(
             Alternative(
@@ -177,7 +181,7 @@ def stalled_handlers(facts: Facts) -> Finding | None:
         evidence=(
             facts.of_clients("unread_clients", len(unread), "sockets"),
             facts.of_clients("unread", waiting, "bytes"),
-            facts.of_clients("event_loop_blocked", blocked, "s"),
+            *([facts.of_clients("event_loop_blocked", blocked, "s")] if facts.agents else []),
         ),
         alternatives=(
             Alternative(
