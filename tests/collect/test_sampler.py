@@ -32,6 +32,7 @@ def test_a_server_is_sampled():
             lambda s: (
                 s.descriptors.get("connection") == 3
                 and s.rss_bytes == reference.memory_info().rss  # it is still starting
+                and s.threads == 2
             ),
         )
         assert sample.pid == server.pid
@@ -285,8 +286,10 @@ def test_elsewhere_than_on_linux_psutil_must_do(monkeypatch):
             monkeypatch.setattr(f"leakhunt.collect.{module}.LINUX", False)
         with Sampler(server.pid, port=server.port) as sampler:
             reference = psutil.Process(server.pid)
-            sample = until(sampler.sample, lambda s: s.rss_bytes == reference.memory_info().rss)
-        assert sample.threads == 2
+            sample = until(
+                sampler.sample,
+                lambda s: s.rss_bytes == reference.memory_info().rss and s.threads == 2,
+            )
         assert sample.cpu_s is not None
         assert sample.descriptors == {}
         assert sample.socket_states == {"ESTABLISHED": 1}
