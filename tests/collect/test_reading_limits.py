@@ -90,14 +90,15 @@ def test_a_container_that_mounts_its_part_only(tmp_path):
 def test_a_cgroup_that_is_not_below_ours_is_read_through_its_own_root(tmp_path):
     """A path that leads out of our cgroups is found where the process itself has it mounted."""
     mountinfo = "31 23 0:28 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n"
+    own_root = "proc/7/root"
     write(tmp_path, {
         "proc/7/cgroup": "0::/../beside\n",
         "proc/7/mountinfo": mountinfo,
         "proc/self/mountinfo": mountinfo,
         "sys/fs/cgroup/memory.max": "max\n",
         "sys/fs/cgroup/memory.current": "1\n",
-        "proc/7/root/sys/fs/cgroup/memory.max": "64000000\n",
-        "proc/7/root/sys/fs/cgroup/memory.current": "4000000\n",
+        own_root + "/sys/fs/cgroup/memory.max": "64000000\n",
+        own_root + "/sys/fs/cgroup/memory.current": "4000000\n",
     })  # fmt: skip
     found = memory_limit(7, tmp_path / "proc", tmp_path)
     assert found is not None
