@@ -114,6 +114,8 @@ async def a_pong_tells_the_latency(served: Served) -> None:
 
     async def all_as_they_should() -> bool:
         rows = await served.rows()
+        if any(client.peer not in rows for client in clients):
+            return False  # a handler's thread begins after its client has the server's answer
         latencies = [rows[client.peer].latency_s for client in clients]
         excesses[:] = [
             latency - client.delays[-1]
@@ -156,11 +158,18 @@ async def a_handler_that_does_not_read_costs_nobody_the_connection(served: Serve
 
 async def buffered_bytes_are_what_is_not_acknowledged(served: Served) -> None:
     """Everything that was sent and has not reached the client's kernel, within a tenth."""
-    client = await served.client("/")
-    try:
-        await _compare_buffers(served, client)
-    finally:
-        client.reset()
+    for attempt in range(3):
+        client = await served.client("/")
+        try:
+            await _compare_buffers(served, client)
+        except TimeoutError:
+            # On a busy machine the buffers may not come to rest before the client is evicted.
+            if attempt == 2:
+                raise
+        else:
+            return
+        finally:
+            client.reset()
 
 
 async def _compare_buffers(served: Served, client: RawClient) -> None:
