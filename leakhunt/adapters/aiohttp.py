@@ -36,9 +36,16 @@ from aiohttp.helpers import AppKey
 from aiohttp.web_app import Application
 from aiohttp.web_ws import WebSocketResponse
 
-from leakhunt.adapters.following import follow, followed, following, hook_protocol, unfollow
+from leakhunt.adapters.following import (
+    follow,
+    followed,
+    following,
+    hook_protocol,
+    leave_rooms,
+    unfollow,
+)
 from leakhunt.adapters.keepalive import note_keepalive
-from leakhunt.adapters.mounting import Mount, leave_rooms, mount_after, wrong_application
+from leakhunt.adapters.mounting import Mount, mount_after, wrong_application
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent.connection import _CURRENT, Connection
 from leakhunt.core.frames import frame_size

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.adapters.following import follow, serving
 from leakhunt.adapters.kernel_handle import KernelHandle, UnreachableHandle
+from leakhunt.adapters.mounting import named_agent
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent import kernel
 from leakhunt.agent.agent import Agent
@@ -83,14 +84,8 @@ class Middleware:
 
     def __init__(self, app: App, agent: Agent | None = None, **settings: Any) -> None:
         check_application(app)
-        if agent is not None and settings:
-            names = ", ".join(sorted(settings))
-            raise MountError(
-                f"an agent was given, and settings besides it: {names}",
-                hint="give the settings to Agent(...)",
-            )
         self.app = app
-        self.agent = Agent(**settings) if settings else agent
+        self.agent = named_agent(agent, settings)
         self.automatic = False
         """Whether ``leakhunt run`` has mounted it, so that a second one is no mistake."""
 

@@ -121,8 +121,8 @@ def follow(
 
 
 @contextmanager
-def serving(conn: Connection) -> Iterator[None]:
-    """The time of a handler: ``leakhunt.current()`` within it, and no room afterwards."""
+def as_current(conn: Connection) -> Iterator[None]:
+    """The time of a call for one connection: ``leakhunt.current()`` within it."""
     token = _CURRENT.set(conn)
     try:
         yield
@@ -131,5 +131,19 @@ def serving(conn: Connection) -> Iterator[None]:
             _CURRENT.reset(token)
         except ValueError:
             pass  # closed by the collector, in another context: its loop is gone
+
+
+@contextmanager
+def serving(conn: Connection) -> Iterator[None]:
+    """The time of a handler: ``leakhunt.current()`` within it, and no room afterwards."""
+    try:
+        with as_current(conn):
+            yield
+    finally:
         # After the handler's own clean-up, which may remove what it finds.
-        conn.agent.safely(conn.agent.rooms.leave_all, conn)
+        leave_rooms(conn)
+
+
+def leave_rooms(conn: Connection) -> None:
+    """The handler has ended: no room afterwards, adopted ones included."""
+    conn.agent.safely(conn.agent.rooms.leave_all, conn)

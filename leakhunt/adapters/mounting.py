@@ -7,15 +7,27 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from leakhunt.agent.agent import Agent
 from leakhunt.errors import MountError
 
-if TYPE_CHECKING:
-    from leakhunt.agent.connection import Connection
-
 log: Final = logging.getLogger("leakhunt")
+
+
+def named_agent(agent: Agent | None, settings: dict[str, Any]) -> Agent | None:
+    """The agent that a mount names: one that was given, or one with the settings given.
+
+    Raises:
+        MountError: both were given.
+        SettingsError: a setting is out of its range.
+    """
+    if agent is not None and settings:
+        raise MountError(
+            "an agent was given, and settings besides it: " + ", ".join(sorted(settings)),
+            hint="give the settings to Agent(...)",
+        )
+    return Agent(**settings) if settings else agent
 
 
 class Mount:
@@ -26,12 +38,7 @@ class Mount:
     def __init__(
         self, agent: Agent | None, settings: dict[str, Any], *, automatic: bool = False
     ) -> None:
-        if agent is not None and settings:
-            raise MountError(
-                "an agent was given, and settings besides it: " + ", ".join(sorted(settings)),
-                hint="give the settings to Agent(...)",
-            )
-        self._agent = Agent(**settings) if settings else agent
+        self._agent = named_agent(agent, settings)
         self._said: set[str] = set()
         self.own = bool(settings)
         """Whether the agent was made here, so that nobody else can close it."""
@@ -147,8 +154,3 @@ def mount_after(cls: Any, method: str, mount: Callable[[Any], object], what: str
 
     mounting._leakhunt = True  # type: ignore[attr-defined]
     setattr(cls, method, mounting)
-
-
-def leave_rooms(conn: Connection) -> None:
-    """The handler has ended: no room afterwards, adopted ones included."""
-    conn.agent.safely(conn.agent.rooms.leave_all, conn)

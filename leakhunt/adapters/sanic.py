@@ -36,9 +36,16 @@ from sanic import signals
 from sanic.app import Sanic
 from sanic.exceptions import WebsocketClosed
 
-from leakhunt.adapters.following import follow, followed, following, hook_protocol, unfollow
+from leakhunt.adapters.following import (
+    follow,
+    followed,
+    following,
+    hook_protocol,
+    leave_rooms,
+    unfollow,
+)
 from leakhunt.adapters.keepalive import note_keepalive
-from leakhunt.adapters.mounting import Mount, leave_rooms, mount_after, wrong_application
+from leakhunt.adapters.mounting import Mount, mount_after, wrong_application
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent.connection import _CURRENT, SCOPE_KEY, Connection
 from leakhunt.errors import MountError

@@ -31,8 +31,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.adapters import asgi
@@ -40,11 +38,11 @@ from leakhunt.adapters.engineio_handle import SessionHandle
 from leakhunt.adapters.engineio_queue import SessionQueue
 from leakhunt.adapters.engineio_session import telling
 from leakhunt.adapters.engineio_wire import Wires
-from leakhunt.adapters.following import follow, followed
+from leakhunt.adapters.following import as_current, follow, followed
 from leakhunt.adapters.mounting import Mount, mount_after, wrong_application
 from leakhunt.adapters.socketio_rooms import Rooms
 from leakhunt.adapters.transport_handle import TransportHandle
-from leakhunt.agent.connection import _CURRENT, SCOPE_KEY, Connection
+from leakhunt.agent.connection import SCOPE_KEY, Connection
 from leakhunt.core.ledger import UPGRADED
 from leakhunt.errors import MountError
 
@@ -139,12 +137,12 @@ class Server:
             try:
                 self._opened(*args)
             except Exception as error:
-                _warn_once(f"leakhunt cannot follow a session of engine.io: {error}")
+                asgi.say_once(f"leakhunt cannot follow a session of engine.io: {error}")
                 log.debug("not followed", exc_info=True)
         conn = self._connection(args[0] if args else None)
         if conn is None:
             return await self._trigger(event, *args, **kwargs)
-        with _serving(conn):
+        with as_current(conn):
             answer = await self._trigger(event, *args, **kwargs)
         if event == "disconnect":
             self._over(conn)
@@ -212,7 +210,7 @@ class Server:
         try:
             self._on_websocket(session, ws, environ)
         except Exception as error:
-            _warn_once(f"leakhunt cannot follow a WebSocket of engine.io: {error}")
+            asgi.say_once(f"leakhunt cannot follow a WebSocket of engine.io: {error}")
             log.debug("not followed", exc_info=True)
 
     def _on_websocket(self, session: Any, ws: Any, environ: dict[str, Any]) -> None:
@@ -292,27 +290,6 @@ class Server:
         manager = self.sio.manager
         sid = manager.sid_from_eio_sid(session.sid, "/")
         return sid is not None and bool(manager.is_connected(sid, "/"))
-
-
-_said: set[str] = set()
-
-
-def _warn_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
-        log.warning(text)
-
-
-@contextmanager
-def _serving(conn: Connection) -> Iterator[None]:
-    token = _CURRENT.set(conn)
-    try:
-        yield
-    finally:
-        try:
-            _CURRENT.reset(token)
-        except ValueError:
-            pass  # closed by the collector, in another context: its loop is gone
 
 
 Behind = tuple[TransportHandle | None, asgi.Hook | None, Connection | None]

@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any, Final
 from tornado import web
 from tornado.iostream import StreamBufferFullError, StreamClosedError
 
-from leakhunt.adapters.following import follow, followed, serving, unfollow
+from leakhunt.adapters.following import follow, followed, leave_rooms, serving, unfollow
 from leakhunt.adapters.keepalive import note_keepalive
-from leakhunt.adapters.mounting import Mount, leave_rooms, mount_after, wrong_application
+from leakhunt.adapters.mounting import Mount, mount_after, wrong_application
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent import kernel
 from leakhunt.agent.connection import _CURRENT, Connection
