@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.adapters.transport_handle import TransportHandle
 from leakhunt.agent import kernel
+from leakhunt.core import frames
 from leakhunt.core.liveness import Evidence
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Message(bytes):
 
 
 class KernelTransport:
-    """The members of a transport that the kernel can stand in for."""
+    """The members of a transport that the kernel can stand in for: all but ``write``."""
 
     __slots__ = ("socket",)
 
@@ -80,10 +81,6 @@ class KernelTransport:
     def is_closing(self) -> bool:
         """Whether the descriptor is closed."""
         return not kernel.is_open(self.socket.descriptor)
-
-    def write(self, data: bytes) -> None:
-        """Between two frames of the server's."""
-        self.socket.send_now(data)
 
     def abort(self) -> None:
         """Reset it under the server, which sees an error."""
@@ -197,13 +194,9 @@ class KernelHandle(TransportHandle):
         return self._waiting
 
     def frame(self, data: str | bytes) -> bytes:
-        if isinstance(data, str):
-            message = Message(data.encode())
-        elif isinstance(data, bytes | bytearray | memoryview):
-            message = Message(data)
-        else:
-            raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
-        message.text = isinstance(data, str)
+        opcode, payload = frames.opcode_and_payload(data)
+        message = Message(payload)
+        message.text = opcode == frames.TEXT
         return message
 
     def write(self, frame: bytes) -> bool:

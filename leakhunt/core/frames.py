@@ -37,10 +37,20 @@ def message_frame(data: str | bytes | bytearray | memoryview) -> bytes:
     Raises:
         TypeError: it is neither.
     """
+    opcode, payload = opcode_and_payload(data)
+    return server_frame(opcode, payload)
+
+
+def opcode_and_payload(data: str | bytes | bytearray | memoryview) -> tuple[int, bytes]:
+    """What a text (``str``) or binary message is in a frame.
+
+    Raises:
+        TypeError: it is neither.
+    """
     if isinstance(data, str):
-        return server_frame(TEXT, data.encode())
+        return TEXT, data.encode()
     if isinstance(data, bytes | bytearray | memoryview):
-        return server_frame(BINARY, bytes(data))
+        return BINARY, bytes(data)
     raise TypeError(f"a message is str or bytes, not {type(data).__name__}")
 
 
