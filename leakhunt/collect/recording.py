@@ -20,11 +20,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Final, Self, overload
+from typing import Any, Final, Self
 
 import msgspec
 
 from leakhunt._version import __version__
+from leakhunt.collect.server_sockets import SocketsOnDemand
 from leakhunt.core.samples import AgentSample, Sample, ServerSocket
 from leakhunt.errors import RecordingError
 
@@ -331,10 +332,8 @@ class Recording:
         )
 
 
-class RecordedSockets(Sequence[ServerSocket]):
+class RecordedSockets(SocketsOnDemand):
     """The sockets of one recorded sample; every pass over them reads them again."""
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, base: sqlite3.Connection, sample: int) -> None:
         self._base = base
@@ -354,18 +353,6 @@ class RecordedSockets(Sequence[ServerSocket]):
             (self._sample,),
         ):
             yield ServerSocket(**dict(zip(names, row, strict=True)))
-
-    @overload
-    def __getitem__(self, index: int) -> ServerSocket: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ServerSocket]: ...
-    def __getitem__(self, index: int | slice) -> ServerSocket | Sequence[ServerSocket]:
-        return tuple(self)[index]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and tuple(self) == tuple(other)
 
     def __repr__(self) -> str:
         return f"<{len(self)} recorded sockets>"

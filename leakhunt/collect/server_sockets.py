@@ -29,14 +29,32 @@ _set_pid, _set_first_seen, _set_state_since = (
 assert {*DETAILS, "pid", "first_seen_at", "state_since_at"} == set(ServerSocket.__slots__)
 
 
-class ServerSockets(Sequence[ServerSocket]):
+class SocketsOnDemand(Sequence[ServerSocket]):
+    """Sockets that are made anew at every pass; a subclass says how, and how many there are."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    @overload
+    def __getitem__(self, index: int) -> ServerSocket: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ServerSocket]: ...
+    def __getitem__(self, index: int | slice) -> ServerSocket | Sequence[ServerSocket]:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and tuple(self) == tuple(other)
+
+
+class ServerSockets(SocketsOnDemand):
     """Sockets that become objects when they are looked at; to keep them costs 0.5 kB each.
 
     ``len()`` is free; go over them once, with ``for``: every pass decodes them again.
     """
 
     __slots__ = ("_blocks", "_length", "_others")
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(
         self, blocks: Sequence[tuple[Block, Sequence[Memory | None]]], others: list[ServerSocket]
@@ -63,18 +81,6 @@ class ServerSockets(Sequence[ServerSocket]):
                     _set_state_since(one, memory[4])
                     yield one
         yield from self._others
-
-    @overload
-    def __getitem__(self, index: int) -> ServerSocket: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[ServerSocket]: ...
-    def __getitem__(self, index: int | slice) -> ServerSocket | Sequence[ServerSocket]:
-        return tuple(self)[index]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and tuple(self) == tuple(other)
 
     def __repr__(self) -> str:
         return f"<{self._length} sockets>"
