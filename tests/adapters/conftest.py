@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from leakhunt.collect.agent import AgentClient
+from tests.tls import make_certificate
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "tests" / "servers" / "followed.py"
@@ -50,6 +51,13 @@ class Followed:
         assert self.process.wait(20) == 0
         state: dict[str, Any] = json.loads(self._state.read_text())
         return state
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Files of a certificate and its key, for servers of this machine."""
+    cert, key = make_certificate(tmp_path_factory.mktemp("tls"))
+    return str(cert), str(key)
 
 
 @pytest.fixture

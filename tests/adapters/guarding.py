@@ -116,3 +116,27 @@ async def stuck(conn: leakhunt.Connection) -> None:
         while len(seen) < 3 or len(set(seen[-3:])) > 1 or not seen[-1]:
             await asyncio.sleep(0.1)
             seen.append(conn.handle.transport_buffered())
+
+
+async def the_default_agent_is_asked_for_each_connection(
+    monkeypatch: pytest.MonkeyPatch,
+    served: Callable[[Any], Any],
+    setup: Callable[[Any], None],
+    app: Any,
+) -> None:
+    """Set an application up without an agent: the default one of that moment follows."""
+    agent = leakhunt.Agent(endpoint=False)
+    chosen: list[leakhunt.Agent] = []
+
+    def default_agent() -> leakhunt.Agent:
+        chosen.append(agent)
+        return agent
+
+    setup(app)
+    monkeypatch.setattr("leakhunt.agent.default.default_agent", default_agent)
+    async with agent, served(app) as port:
+        assert not chosen
+        for number in (1, 2):
+            async with lobby_client(agent, port):
+                assert len(chosen) == number
+            await until(lambda: not agent.connections)

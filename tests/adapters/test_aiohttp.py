@@ -33,17 +33,11 @@ from tests.adapters.guarding import (
     run,
     server_context,
     stuck,
+    the_default_agent_is_asked_for_each_connection,
     until,
 )
-from tests.tls import make_certificate
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    cert, key = make_certificate(tmp_path_factory.mktemp("tls"))
-    return str(cert), str(key)
 
 
 @contextlib.asynccontextmanager
@@ -379,22 +373,9 @@ async def test_the_processes_own_agent_is_asked_for_each_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without an agent the default one follows: the one that there is when a client comes."""
-    agent = leakhunt.Agent(endpoint=False)
-    chosen: list[leakhunt.Agent] = []
-
-    def default_agent() -> leakhunt.Agent:
-        chosen.append(agent)
-        return agent
-
-    app = app_of(lobby)
-    leakhunt.aiohttp.setup(app)
-    monkeypatch.setattr("leakhunt.agent.default.default_agent", default_agent)
-    async with agent, served(app) as port:
-        assert not chosen
-        for number in (1, 2):
-            async with lobby_client(agent, port):
-                assert len(chosen) == number
-            await until(lambda: not agent.connections)
+    await the_default_agent_is_asked_for_each_connection(
+        monkeypatch, served, leakhunt.aiohttp.setup, app_of(lobby)
+    )
 
 
 async def test_settings_make_an_agent_that_lives_with_the_application() -> None:

@@ -17,15 +17,8 @@ from websockets.asyncio.server import broadcast, serve
 
 import leakhunt
 from leakhunt.core.backpressure import Outcome
-from tests.tls import make_certificate
 
 HIGH_WATER = 64 * 1024
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    cert, key = make_certificate(tmp_path_factory.mktemp("tls"))
-    return str(cert), str(key)
 
 
 @contextlib.asynccontextmanager

@@ -36,15 +36,9 @@ from tests.adapters.guarding import (
     run,
     server_context,
     stuck,
+    the_default_agent_is_asked_for_each_connection,
     until,
 )
-from tests.tls import make_certificate
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    cert, key = make_certificate(tmp_path_factory.mktemp("tls"))
-    return str(cert), str(key)
 
 
 @contextlib.asynccontextmanager
@@ -403,22 +397,9 @@ async def test_the_processes_own_agent_is_asked_for_each_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without an agent the default one follows: the one that there is when a client comes."""
-    agent = leakhunt.Agent(endpoint=False)
-    chosen: list[leakhunt.Agent] = []
-
-    def default_agent() -> leakhunt.Agent:
-        chosen.append(agent)
-        return agent
-
-    application = application_of(Lobby)
-    leakhunt.tornado.setup(application)
-    monkeypatch.setattr("leakhunt.agent.default.default_agent", default_agent)
-    async with agent, served(application) as port:
-        assert not chosen
-        for number in (1, 2):
-            async with lobby_client(agent, port):
-                assert len(chosen) == number
-            await until(lambda: not agent.connections)
+    await the_default_agent_is_asked_for_each_connection(
+        monkeypatch, served, leakhunt.tornado.setup, application_of(Lobby)
+    )
 
 
 async def test_a_default_agent_that_cannot_be_made_stops_nobody(
