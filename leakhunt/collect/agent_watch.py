@@ -9,7 +9,7 @@ from typing import Final
 
 from leakhunt.collect.agent import AgentClient
 from leakhunt.core.samples import AgentSample
-from leakhunt.core.views import StatusView
+from leakhunt.core.views import ConnectionView, StatusView
 from leakhunt.errors import LeakhuntError, NoAgent, ProcessGone
 
 EVERY_S: Final = 1.0
@@ -34,6 +34,8 @@ class AgentWatch:
         self._rows_due = False
         self._answer: AgentSample | None = None
         self._problems: dict[int, LeakhuntError] = {}
+        self.rows: tuple[ConnectionView, ...] = ()
+        """Every connection of all agents, as they were when rows were asked for last."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -66,7 +68,8 @@ class AgentWatch:
             del self._problems[pid]
         self._again = {pid: again for pid, again in self._again.items() if pid in pids}
         rows_too, self._rows_due = self._rows_due, False
-        statuses, transport = [], 0
+        statuses: list[StatusView] = []
+        rows: list[ConnectionView] = []
         for pid in pids:
             not_before, pause = self._again.get(pid, (now, _RETRY_S[0]))
             if now < not_before:
@@ -75,7 +78,7 @@ class AgentWatch:
             try:
                 statuses.append(client.status())
                 if rows_too:
-                    transport += sum(row.transport_bytes for row in client.connections())
+                    rows += client.connections()
             except ProcessGone:
                 client.close()
                 self._clients.pop(pid, None)
@@ -88,7 +91,11 @@ class AgentWatch:
                 self._clients[pid] = client
                 self._again.pop(pid, None)
                 self._problems.pop(pid, None)
-        self._answer = summed(statuses, transport if rows_too else None) if statuses else None
+        transport = None
+        if rows_too:
+            self.rows = tuple(rows)
+            transport = sum(row.transport_bytes for row in rows)
+        self._answer = summed(statuses, transport) if statuses else None
         return self._answer
 
 

@@ -31,6 +31,7 @@ from leakhunt.collect.server_sockets import ServerSockets, SocketMemory, inodes_
 from leakhunt.collect.sockets import SocketTable
 from leakhunt.core.samples import Sample
 from leakhunt.core.tcp import STATES
+from leakhunt.core.views import ConnectionView
 from leakhunt.errors import NotTestable, ProcessGone
 
 DEAR_EVERY: Final = 10
@@ -74,6 +75,8 @@ class Sampler:
         self._standing: dict[str, str] = {}
         self.taken = 0
         """How many samples were taken."""
+        self.rows_every = DEAR_EVERY
+        """Every so many samples the agents are asked for every connection, too."""
 
         self._table = self._open_table()
 
@@ -88,6 +91,11 @@ class Sampler:
         self._table.close()
         self._agents.close()
 
+    @property
+    def agent_rows(self) -> tuple[ConnectionView, ...]:
+        """Every connection by the agents' word, as it was when they were asked last."""
+        return self._agents.rows
+
     def sample(self) -> Sample:
         """Read everything once. Raises :class:`ProcessGone` when the process has ended."""
         now, wall = time.monotonic(), time.time()
@@ -100,7 +108,11 @@ class Sampler:
         uss, pss = self._dear_memory() if dear else (None, None)
         sockets, states, known = self._sockets(now, dear)
         unix = self._unix_connections(dear)
-        agent = self._agents.ask([p.pid for p in self._tree.processes], now, rows_too=dear)
+        agent = self._agents.ask(
+            [p.pid for p in self._tree.processes],
+            now,
+            rows_too=self.taken % self.rows_every == 0,
+        )
         sample = Sample(
             at=now,
             wall=wall,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from leakhunt.core.runtime import Collection, Runtime
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSocket:
@@ -71,6 +73,10 @@ class AgentSample:
     """Bytes in user space over all connections."""
     loop_lag_s: float = 0.0
     loop_blocked_s: float = 0.0
+    runtime: Runtime | None = None
+    """``None``: the agents are older than this field."""
+    collection: Collection | None = None
+    """A full collection that was asked for just before this sample's end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

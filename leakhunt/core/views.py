@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from leakhunt.core.runtime import Runtime
+
 PROTOCOL_VERSION: Final = 1
 """Version of the endpoint's wire. A peer with another version is refused, not guessed at."""
 
@@ -160,3 +162,4 @@ class StatusView:
 
     python: str = ""
     agents: tuple[AgentView, ...] = ()
+    runtime: Runtime | None = None
