@@ -56,6 +56,10 @@ HELP: Final = """Find the WebSocket connections that your server believes in and
 
 Examples:
 
+    leakhunt diagnose 4711 --for 30s
+
+    leakhunt watch --port 8765
+
     leakhunt conns 4711 --silent-for 20s
 
     leakhunt run --evict-after 10s -- uvicorn app:app
