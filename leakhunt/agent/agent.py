@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self
 
-from leakhunt.agent import description, endpoint
+from leakhunt.agent import closed, description, endpoint
 from leakhunt.agent.connection import Connection, connection_behind
 from leakhunt.agent.eviction import Evictions, OnEvict
 from leakhunt.agent.guard import Delivery, Guard
@@ -93,6 +93,7 @@ class Agent:
         self.is_default = False
         """Whether it was made for mounts that name no agent."""
         self._connections: dict[int, Connection] = {}
+        self._closed = closed.ClosedObjects() if self.settings.watch_closed else None
         self._ids = itertools.count(1)
         self._heartbeat: Heartbeat | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -282,6 +283,14 @@ class Agent:
         self.ledger.count_close(reason)
         self.rooms.leave_index(conn)
         self.safely(self.guarded.drop, conn)
+        if self._closed is not None and reason != RELEASED:
+            self.safely(self._watch_closed, self._closed, conn)
+
+    def _watch_closed(self, watch: closed.ClosedObjects, conn: Connection) -> None:
+        obj = conn.websocket
+        # A handle that stands for itself is ours, and held by us.
+        if obj is not None and obj is not conn.handle:
+            watch.watch(conn.id, obj, self.clock())
 
     def find(self, id: int) -> Connection | None:
         """The connection of that number, if it is open."""
@@ -397,6 +406,15 @@ class Agent:
         """Whether the event loop answers now; if not, where it stands (no values, only code)."""
         return description.loop_probe(self)
 
+    def count_closed(self) -> closed.Counts | None:
+        """What is left of closed connections; ``None``: they are not watched (any thread)."""
+        return None if self._closed is None else self._closed.count(self.clock())
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it works on now (any thread)."""
+        return self._loop
+
     def loop_is_closed(self) -> bool:
         """Whether the loop that we were started on is closed, or one of our own is not needed."""
         if self._loop is None:
@@ -414,6 +432,8 @@ class Agent:
         for conn in self._connections.values():
             conn._ended = True  # its socket is the parent's: nothing here may end it
         self._connections = {}
+        if self._closed is not None:
+            self._closed.forget()
         self.ledger = Ledger()
         self.rooms.clear()
         self.evictions.reset()

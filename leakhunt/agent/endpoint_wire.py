@@ -3,7 +3,8 @@
 ::
 
     -> {"v":1,"op":"hello"}    <- {"v":1,"kind":"hello","pid":...,"version":...,"python":...}
-    -> {"v":1,"op":"status"}   <- {"v":1,"kind":"status",...,"agents":[{...}]}
+    -> {"v":1,"op":"status"}   <- {"v":1,"kind":"status",...,"runtime":{...},"agents":[{...}]}
+                                  with "detailed":true in the request a longer "runtime"
     -> {"v":1,"op":"conns"}    <- {"v":1,"kind":"conns",...}
                                   one line per connection
                                   {"v":1,"kind":"end","rows":N}
@@ -15,6 +16,7 @@ never in memory together, and the interpreter's lock is free between them.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -25,6 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from leakhunt._version import __version__
+from leakhunt.agent import runtime
+from leakhunt.agent.closed import Counts
 from leakhunt.core.views import PROTOCOL_VERSION
 
 logger = logging.getLogger("leakhunt")
@@ -50,6 +54,13 @@ class Source(Protocol):
     def loop_probe(self) -> object:
         """Whether the event loop runs, and what blocks it; asked if the status lacks ``loop``."""
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it works on now."""
+
+    def count_closed(self) -> Counts | None:
+        """What is left of closed connections; ``None``: they are not watched."""
+
     def loop_is_closed(self) -> bool:
         """Whether the agent's event loop is closed for good."""
 
@@ -64,22 +75,38 @@ class Answerer:
     def __init__(self, sources: Callable[[], Sequence[Source]]) -> None:
         self._sources = sources
         self._described: dict[int, tuple[float, dict[str, object]]] = {}
+        self._runtimes: dict[bool, tuple[float, dict[str, object]]] = {}
 
     def answer(self, request: bytes) -> Iterator[bytes]:
         """The answer's lines; an error line for whatever is not a request."""
         try:
-            op = _operation(request)
+            op, detailed = _operation(request)
         except BadRequest as error:
             return iter([error_line(str(error))])
         if op == "hello":
             return iter([_line(_header("hello"))])
         if op == "status":
-            return self._status()
+            return self._status(detailed)
         return self._connections()
 
-    def _status(self) -> Iterator[bytes]:
+    def _status(self, detailed: bool) -> Iterator[bytes]:
         agents = [self._describe(source) for source in self._sources()]
-        yield _line({**_header("status"), "agents": agents})
+        yield _line({**_header("status"), "runtime": self._runtime(detailed), "agents": agents})
+
+    def _runtime(self, detailed: bool) -> dict[str, object]:
+        begun = time.monotonic()
+        read_at, found = self._runtimes.get(detailed, (-math.inf, {}))
+        if begun - read_at < SHARED_S:
+            return found
+        sources = self._sources()
+        loops = {id(loop): loop for source in sources if (loop := source.loop) is not None}
+        left = [counts for source in sources if (counts := source.count_closed()) is not None]
+        found = runtime.read(loops.values(), detailed, left)
+        ended = time.monotonic()
+        self._runtimes.pop(detailed, None)
+        if ended - begun > EXPENSIVE_S:
+            self._runtimes[detailed] = (ended, found)
+        return found
 
     def _describe(self, source: Source) -> dict[str, object]:
         begun = time.monotonic()
@@ -119,7 +146,8 @@ def error_line(message: str) -> bytes:
     return _line({"v": PROTOCOL_VERSION, "kind": "error", "message": message})
 
 
-def _operation(request: bytes) -> str:
+def _operation(request: bytes) -> tuple[str, bool]:
+    """What is asked for, and whether in detail."""
     try:
         content = json.loads(request)
     except (ValueError, RecursionError):
@@ -131,7 +159,10 @@ def _operation(request: bytes) -> str:
     op = content.get("op")
     if op not in ("hello", "status", "conns"):
         raise BadRequest("op is none of hello, status, conns")
-    return str(op)
+    detailed = content.get("detailed", False)
+    if not isinstance(detailed, bool):
+        raise BadRequest("detailed is neither true nor false")
+    return str(op), detailed
 
 
 def _header(kind: str) -> dict[str, object]:

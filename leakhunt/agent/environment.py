@@ -180,6 +180,7 @@ _KINDS: Final = {
     "breaker_share": _Kind(_number, "a number"),
     "callback_timeout": _DURATION,
     "endpoint": _Kind(_switch, "true or false"),
+    "watch_closed": _Kind(_switch, "true or false"),
 }
 
 

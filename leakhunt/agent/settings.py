@@ -66,6 +66,10 @@ class Settings:
     endpoint: bool = True
     """Whether ``leakhunt conns`` and ``leakhunt status`` can ask this process."""
 
+    watch_closed: bool = True
+    """Whether the framework's objects of closed connections are counted while they still exist,
+    for one weak reference each."""
+
     def __post_init__(self) -> None:
         _in_range("evict_after", self.evict_after, _SHORTEST, _LONGEST, "seconds")
         if self.mode not in ("enforce", "observe"):
@@ -99,8 +103,9 @@ class Settings:
             _whole("budget_bytes", self.budget_bytes, 1, _MOST_BYTES)
         _whole("overflow_code", self.overflow_code, 1000, 4999)
         _in_range("breaker_share", self.breaker_share, 0.0, 1.0, "")
-        if not isinstance(self.endpoint, bool):
-            raise SettingsError("endpoint", self.endpoint, "True or False")
+        for name in ("endpoint", "watch_closed"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(name, getattr(self, name), "True or False")
 
     @property
     def timing(self) -> Timing:

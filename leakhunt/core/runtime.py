@@ -43,9 +43,11 @@ class Runtime:
     """What Python holds for them. Only in detailed answers."""
     closed_alive: int | None = None
     """Connection objects of the framework whose connection ended more than 5 s ago and that
-    still exist."""
+    still exist. ``None``: no agent watches them (``watch_closed``)."""
+    closed_unwatched: int = 0
+    """Those that are in none of these figures, as more than 10,000 of them existed."""
     retained: int | None = None
-    """Of these, those that a full collection has passed over: somebody refers to them."""
+    """Of those, the ones that a full collection has passed over: somebody refers to them."""
     retained_types: Mapping[str, int] = field(default_factory=dict)
     """The retained ones by the name of their class."""
 

@@ -28,6 +28,11 @@ class FakeSource:
         self.probes = 0
         self.problem: Exception | None = None
 
+    loop = None
+
+    def count_closed(self) -> None:
+        return None
+
     def describe_status(self) -> dict[str, object]:
         if self.problem:
             raise self.problem

@@ -44,6 +44,7 @@ from leakhunt.agent.settings import Settings
         ("overflow_code", 5000, "1000 to 4999"),
         ("breaker_share", 1.1, "a number from 0 to 1"),
         ("endpoint", 1, "True or False"),
+        ("watch_closed", None, "True or False"),
     ],
 )
 def test_a_bad_value_names_itself_and_its_range(name: str, value: Any, wanted: str) -> None:

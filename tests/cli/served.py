@@ -19,6 +19,11 @@ class Source:
         self.name = name
         self.blocked = False
 
+    loop = None
+
+    def count_closed(self) -> None:
+        return None
+
     def describe_status(self) -> dict[str, object]:
         return {
             "name": self.name,
