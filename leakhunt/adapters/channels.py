@@ -7,7 +7,9 @@ connection is evicted and when its consumer has ended, whatever it forgot: a cha
 a group gets messages for a day (``group_expiry``), and on Redis its group outlives the process.
 
 A group is left by a task, as a layer may have to ask Redis: an eviction does not wait for it, and
-:meth:`leakhunt.Agent.aclose` waits for at most ``callback_timeout``.
+:meth:`leakhunt.Agent.aclose` waits for at most ``callback_timeout``. An agent that observes leaves
+no group: it counts who is in them, so that what Redis has beyond that is found
+(:meth:`Groups.store_members`).
 
 ========================  =====================  ============================================
 layer                     its queue              bounded by
@@ -46,6 +48,9 @@ TRIES: Final = 4
 
 PAUSE: Final = 0.5
 """Seconds after the first failure; doubled after each further one."""
+
+MOST_OTHERS: Final = 10_000
+"""Memberships of channels without a connection that are remembered for each layer."""
 
 _FOLLOWED: Final = "_leakhunt_followed"
 
@@ -138,12 +143,24 @@ class Groups:
             found += [(id(one.layer), group) for one in members for group in list(one.groups)]
         return len(set(found)), len(found)
 
+    def store_members(self) -> dict[str, int]:
+        """For each Redis layer of this process, by its client prefix, how many memberships its
+        living channels have. Any thread."""
+        found: dict[str, int] = {}
+        for followed in list(_layers):
+            if followed.client_prefix and (count := followed.memberships()) is not None:
+                found[followed.client_prefix] = count
+        return found
+
     def leave(self, conn: Connection) -> None:
         """Leave every group, now and from now on: this connection is over."""
+        # What the consumer forgot stays where somebody only observes.
+        left_alone = conn.agent.settings.mode == "observe" and conn.evicted is None
         for member in self.members(conn):
-            member.over = True
             groups, member.groups = member.groups, set()
-            self.leave_soon(member, groups)
+            if not left_alone:
+                member.over = True
+                self.leave_soon(member, groups)
 
     def leave_soon(self, member: Member, groups: Iterable[str]) -> None:
         """Have the layer take a channel out of groups, by a task."""
@@ -212,6 +229,8 @@ def _groups_of(agent: Agent) -> Groups:
 def _after_fork_in_child() -> None:
     for groups in list(_groups.values()):
         groups.forget()
+    for followed in list(_layers):
+        followed.forget()
 
 
 if hasattr(os, "register_at_fork"):
@@ -219,6 +238,53 @@ if hasattr(os, "register_at_fork"):
 
 
 # Layers
+
+
+class FollowedLayer:
+    """Who of this process is in groups of one layer, whoever's agent follows the connection."""
+
+    def __init__(self, layer: Any) -> None:
+        prefix = vars(layer).get("client_prefix")
+        self.client_prefix: str = prefix if isinstance(prefix, str) else ""
+        """What the names of this process's channels have before the ``!``, on Redis; random."""
+        # A member is kept by its connection.
+        self.members: weakref.WeakValueDictionary[str, Member] = weakref.WeakValueDictionary()
+        self._others: set[int] = set()
+        self._too_many = False
+
+    def memberships(self) -> int | None:
+        """Of connections that are open, and of channels of this process that have none;
+        ``None``: of the latter there are too many to be followed."""
+        if self._too_many:
+            return None
+        count = len(self._others)
+        for reference in self.members.valuerefs():
+            member = reference()
+            conn = None if member is None else member.conn()
+            if member is not None and conn is not None and not conn._ended:
+                count += len(member.groups)
+        return count
+
+    def other_added(self, group: str, channel: str) -> None:
+        """A channel that belongs to no connection of ours: a worker's, a background task's."""
+        if self.client_prefix and f"{self.client_prefix}!" in channel and not self._too_many:
+            self._others.add(hash((group, channel)))
+            if len(self._others) > MOST_OTHERS:
+                self._too_many = True
+                self._others.clear()
+
+    def other_discarded(self, group: str, channel: str) -> None:
+        """It has left."""
+        self._others.discard(hash((group, channel)))
+
+    def forget(self) -> None:
+        """In a forked child: those are the parent's."""
+        self.members.clear()
+        self._others.clear()
+
+
+_layers: Final[weakref.WeakSet[FollowedLayer]] = weakref.WeakSet()
+"""Kept by the methods that stand in for the layers' own."""
 
 
 def _follow(layer: Any) -> None:
@@ -234,8 +300,9 @@ def _follow(layer: Any) -> None:
 def _wrap(layer: Any) -> None:
     # RedisPubSubChannelLayer makes its methods when they are asked for; these are as good.
     make, add, discard = layer.new_channel, layer.group_add, layer.group_discard
-    # A member is kept by its connection.
-    members: weakref.WeakValueDictionary[str, Member] = weakref.WeakValueDictionary()
+    followed = FollowedLayer(layer)
+    members = followed.members
+    _layers.add(followed)
 
     @functools.wraps(make)
     async def new_channel(*args: Any, **kwargs: Any) -> Any:
@@ -263,6 +330,8 @@ def _wrap(layer: Any) -> None:
                 conn.agent.safely(_groups_of(conn.agent).leave_soon, member, [group])
             else:
                 member.groups.add(group)
+        elif member is None:
+            followed.other_added(group, channel)
         return result
 
     @functools.wraps(discard)
@@ -271,6 +340,7 @@ def _wrap(layer: Any) -> None:
         member = members.get(channel)
         if member is not None:
             member.groups.discard(group)
+        followed.other_discarded(group, channel)
         return result
 
     layer.new_channel, layer.group_add, layer.group_discard = new_channel, group_add, group_discard

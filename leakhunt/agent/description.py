@@ -40,6 +40,7 @@ def status(agent: Agent) -> dict[str, object]:
         "breaker": {"tripped": agent.evictions.breaker.tripped, "held": counts.held_back},
         "loop": loop_probe(agent),
         "rooms": {"rooms": counts.rooms, "memberships": counts.memberships},
+        "store_members": agent.rooms.store_members(),
         "guard": {
             "held_bytes": counts.held_bytes,
             "budget_bytes": agent.settings.budget_bytes,

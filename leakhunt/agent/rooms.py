@@ -70,6 +70,16 @@ class Rooms:
             memberships += members
         return rooms, memberships
 
+    def store_members(self) -> dict[str, int]:
+        """What sources that keep rooms in a shared store have there, of this process: names of
+        the process in that store, and memberships (their own ``store_members``; any thread)."""
+        found: dict[str, int] = {}
+        for source in self._sources:
+            members = getattr(source, "store_members", None)
+            if members is not None:
+                found.update(_tried_again(members, {}))
+        return found
+
     def join(self, conn: Connection, room: str) -> None:
         """Put a connection into a room; see :meth:`Connection.join`."""
         if conn.agent is not self._agent:

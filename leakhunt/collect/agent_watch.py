@@ -104,6 +104,11 @@ def summed(statuses: Iterable[StatusView], transport_bytes: int | None = None) -
     closed: Counter[str] = Counter()
     evictions: Counter[str] = Counter()
     states: Counter[str] = Counter()
+    stores: Counter[str] = Counter()
+    statuses = list(statuses)
+    for status in statuses:
+        # Every agent tells what its process has; processes may share a name since a fork.
+        stores.update({name: n for one in status.agents for name, n in one.store_members.items()})
     agents = [agent for status in statuses for agent in status.agents]
     for agent in agents:
         for counter, counts in (
@@ -122,6 +127,7 @@ def summed(statuses: Iterable[StatusView], transport_bytes: int | None = None) -
         stuck_teardowns=sum(agent.stuck_teardowns for agent in agents),
         rooms=sum(agent.rooms.rooms for agent in agents),
         memberships=sum(agent.rooms.memberships for agent in agents),
+        store_members=dict(stores),
         held_bytes=sum(agent.guard.held_bytes for agent in agents),
         transport_bytes=transport_bytes,
         loop_lag_s=max((agent.loop.lag_s for agent in agents), default=0.0),

@@ -67,6 +67,9 @@ class AgentSample:
     stuck_teardowns: int = 0
     rooms: int = 0
     memberships: int = 0
+    store_members: Mapping[str, int] = field(default_factory=dict)
+    """Memberships of living channels in a shared store, by the process's name there
+    (:attr:`StoreNode.node`)."""
     held_bytes: int = 0
     """Bytes that the guard and transports hold for clients that are behind."""
     transport_bytes: int | None = None
@@ -77,6 +80,44 @@ class AgentSample:
     """``None``: the agents are older than this field."""
     collection: Collection | None = None
     """A full collection that was asked for just before this sample's end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreNode:
+    """One process by what a shared store has of it: its memberships, and its message queue."""
+
+    node: str
+    """Its client prefix, a random number of 32 hexadecimal digits."""
+    members: int = 0
+    """Memberships of its channels in groups."""
+    oldest_s: float = 0.0
+    newest_s: float = 0.0
+    """Age of the membership that is there longest, and of the one that came last."""
+    waiting: int = 0
+    """Messages that it has not taken yet."""
+    head_at: float | None = None
+    """When the oldest of them was sent, by the sender's clock; ``None``: none waits."""
+    ttl_s: float | None = None
+    """When the queue expires unless more is sent to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSample:
+    """The groups of Channels in one Redis. No name of a group or a channel is in it."""
+
+    at: float
+    """Seconds since the epoch, by Redis's clock."""
+    groups: int = 0
+    members: int = 0
+    """Memberships over all groups."""
+    largest: int = 0
+    """Members of the largest group."""
+    unowned: int = 0
+    """Of these memberships, those of channels that belong to no one process."""
+    nodes: tuple[StoreNode, ...] = ()
+    """The processes with the most members."""
+    cut: bool = False
+    """There was more than could be read in time: all counts are lower bounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +151,8 @@ class Sample:
     """Connections on Unix listeners, which have no clocks."""
     agent: AgentSample | None = None
     """``None``: no agent answers."""
+    store: StoreSample | None = None
+    """``None``: no shared store was looked at just now."""
     missing: tuple[str, ...] = ()
     """What could not be read, each with its reason."""
 

@@ -147,6 +147,9 @@ class AgentView:
     breaker: BreakerView = field(default_factory=BreakerView)
     loop: LoopView = field(default_factory=LoopView)
     rooms: RoomsView = field(default_factory=RoomsView)
+    store_members: dict[str, int] = field(default_factory=dict)
+    """Memberships that living channels of the process have in a shared store, by the name that
+    the process has there (the client prefix of a Redis layer of Channels: a random number)."""
     guard: GuardView = field(default_factory=GuardView)
     error: str | None = None
     """Why the agent could not be described, when it could not."""

@@ -275,6 +275,17 @@ class Layer:
         self.members.discard((group, channel))
 
 
+class RedisLikeLayer(Layer):
+    """One that names its channels by the process."""
+
+    def __init__(self, client_prefix: str) -> None:
+        super().__init__()
+        self.client_prefix = client_prefix
+
+    async def new_channel(self, prefix: str = "specific") -> str:
+        return f"{prefix}.{self.client_prefix}!{len(self.members)}"
+
+
 class Manager:
     """What ``channels.layers.channel_layers`` is."""
 
@@ -324,6 +335,52 @@ async def test_layers_are_followed_whenever_they_are_made(manager: Manager) -> N
             await asyncio.sleep(0.01)
             assert {group for group, _ in layer.members} == {"workers"}
         assert agent.rooms.count() == (0, 0)
+
+
+async def test_who_only_observes_leaves_no_group(manager: Manager) -> None:
+    """What a consumer forgot stays there, and is counted no more."""
+    layer = manager.backends["default"]
+    async with leakhunt.Agent(endpoint=False, mode="observe") as agent:
+        async with consumer(agent) as conn:
+            channel = await layer.new_channel()
+            await layer.group_add("lobby", channel)
+            assert agent.rooms.count() == (1, 1)
+        assert conn.rooms == set()
+        await layer.group_add("late", channel)
+        await asyncio.sleep(0.01)
+        assert layer.members == {("lobby", channel), ("late", channel)}
+        assert not adapter._groups_of(agent)._tasks
+
+
+async def test_the_memberships_of_a_process_are_those_of_its_living_channels(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name that the process has in Redis: of open connections, and of channels of its own
+    that have none; not of other processes, and no number where there are too many."""
+    monkeypatch.setattr(adapter, "MOST_OTHERS", 2)
+    layer = RedisLikeLayer("5f" * 16)
+    adapter._follow(layer)
+    async with leakhunt.Agent(endpoint=False, mode="observe") as agent:
+
+        def told() -> int | None:
+            return agent.rooms.store_members().get("5f" * 16)
+
+        async with consumer(agent):
+            channel = await layer.new_channel()
+            await layer.group_add("lobby", channel)
+            await layer.group_add("other", channel)
+            assert told() == 2
+            await layer.group_add("lobby", "specific." + "60" * 16 + "!another-process")
+            await layer.group_add("lobby", f"specific.{layer.client_prefix}!a-task")
+            await layer.group_add("lobby", f"specific.{layer.client_prefix}!a-task")
+            assert told() == 3
+            await layer.group_discard("other", channel)
+            assert told() == 2
+        assert told() == 1
+        assert len(layer.members) == 3
+        for number in range(2):
+            await layer.group_add("lobby", f"specific.{layer.client_prefix}!{number}")
+        assert told() is None
 
 
 async def test_a_group_is_left_when_the_layer_works_again(
