@@ -18,6 +18,8 @@ class Runtime:
 
     tasks: int | None = None
     """Asyncio tasks that exist, finished ones that somebody holds included."""
+    tasks_ended: int | None = None
+    """Those that have ended and that somebody holds. Only in detailed answers."""
     tasks_by_coroutine: Mapping[str, int] = field(default_factory=dict)
     """The most frequent of them by the name of their coroutine. Only in detailed answers."""
     timers: int | None = None

@@ -5,10 +5,19 @@
     found = diagnose(series)
     found.verdict, found.findings[0].summary
 
-Each verdict is one function in ``rules_clients``, ``rules_agent`` or ``rules_memory``, with a
-table at the top of its file. A rule is asked only when the series has the least evidence that
-it names; the strongest finding gives the verdict. Nothing is claimed on little evidence: then
+Each verdict is one function in a file ``rules_...``, with a table at its top. A rule is asked only
+when the series has the least evidence that it names. Nothing is claimed on little evidence: then
 the verdict is ``unknown``, with what to do next.
+
+The first finding gives the verdict, in this order; within one line the most confident is first:
+
+====================  =============================================================================
+faults                with a confidence of :data:`DECIDES` or more
+``unknown``           what must be looked at. What a finding that decides has among its evidence,
+                      is told already, and left out
+no faults             what is dear, or kept, and leaks nothing
+weak findings         below :data:`DECIDES`: worth a look; they are listed, and decide nothing
+====================  =============================================================================
 """
 
 from __future__ import annotations
@@ -16,8 +25,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from leakhunt.core.diagnosis import rules_agent, rules_clients, rules_memory
+from leakhunt.core.diagnosis import rules_agent, rules_clients, rules_inside, rules_memory
 from leakhunt.core.diagnosis.facts import Facts, Least, Rule, gather
+from leakhunt.core.diagnosis.known import known_evidence, known_need
 from leakhunt.core.diagnosis.types import (
     NO_FAULT,
     Alternative,
@@ -49,22 +59,31 @@ DEAD_AFTER_S: Final = 30.0
 DECIDES: Final = 0.5
 """Least confidence of a finding that gives the verdict."""
 
-RULES: Final[tuple[Rule, ...]] = (*rules_clients.RULES, *rules_agent.RULES, *rules_memory.RULES)
+RULES: Final[tuple[Rule, ...]] = (
+    *rules_clients.RULES,
+    *rules_agent.RULES,
+    *rules_inside.RULES,
+    *rules_memory.RULES,
+)
 """All rules; of two equally strong findings the one of the earlier rule wins."""
 
 HEALTHY: Final = Least(8, 5.0)
 """The least evidence for a clean bill of health."""
 
 
-def diagnose(series: Sequence[Sample], *, dead_after_s: float = DEAD_AFTER_S) -> Diagnosis:
+def diagnose(
+    series: Sequence[Sample], *, dead_after_s: float = DEAD_AFTER_S, library: str = ""
+) -> Diagnosis:
     """Findings from the strongest to the weakest, and the verdict of the first.
 
     ``dead_after_s`` is how long a dead client may stay before it counts as a zombie: the bound
-    that the server is meant to keep. Raises :class:`ValueError` for an empty series.
+    that the server is meant to keep. ``library`` is the server's, as a row of
+    :data:`leakhunt.core.tuning.DEFLATE`: then its connections are compared with what they are
+    known to need. Raises :class:`ValueError` for an empty series.
     """
     if not series:
         raise ValueError("a series without a sample cannot be diagnosed")
-    facts = gather(series, dead_after_s)
+    facts = gather(series, dead_after_s, library)
     findings: list[Finding] = []
     undecided: list[str] = []
     for rule in RULES:
@@ -72,12 +91,7 @@ def diagnose(series: Sequence[Sample], *, dead_after_s: float = DEAD_AFTER_S) ->
             undecided.append(f"{rule.judge.__name__.replace('_', '-')} needs {lack}")
         elif finding := rule.judge(facts):
             findings.append(finding)
-    faults = [one for one in findings if one.verdict not in NO_FAULT | {Verdict.UNKNOWN}]
-    told = {evidence for fault in faults for evidence in fault.evidence}
-    # Growth that a named fault accounts for is its evidence, not a riddle of its own.
-    findings = [
-        one for one in findings if one.verdict is not Verdict.UNKNOWN or not told >= {*one.evidence}
-    ]
+    findings = _without_riddles(_strongest(findings))
     findings.sort(key=_rank)
     if not findings or findings[0].confidence < DECIDES:
         findings.insert(0, _healthy(facts))
@@ -88,14 +102,43 @@ def diagnose(series: Sequence[Sample], *, dead_after_s: float = DEAD_AFTER_S) ->
         samples=facts.count,
         watched_s=facts.span_s,
         agent=facts.last.agent is not None,
+        collection=facts.collection,
         missing=tuple(dict.fromkeys(text for one in facts.series for text in one.missing)),
         undecided=tuple(undecided),
     )
 
 
+def _strongest(findings: Sequence[Finding]) -> list[Finding]:
+    """Of several ways to the same verdict the most confident one."""
+    best: dict[object, Finding] = {}
+    for place, one in enumerate(findings):
+        key = place if one.verdict is Verdict.UNKNOWN else one.verdict
+        if key not in best or one.confidence > best[key].confidence:
+            best[key] = one
+    return list(best.values())
+
+
+def _without_riddles(findings: Sequence[Finding]) -> list[Finding]:
+    """Growth that a verdict accounts for is its evidence, not a riddle of its own."""
+    told = {
+        evidence
+        for one in findings
+        if one.verdict is not Verdict.UNKNOWN and one.confidence >= DECIDES
+        for evidence in one.evidence
+    }
+    return [
+        one for one in findings if one.verdict is not Verdict.UNKNOWN or not told >= {*one.evidence}
+    ]
+
+
 def _rank(finding: Finding) -> tuple[int, float]:
-    """Faults first, then what must be looked at, then what is dear but no fault."""
-    group = 1 if finding.verdict is Verdict.UNKNOWN else 2 * (finding.verdict in NO_FAULT)
+    """The order of the table above."""
+    if finding.confidence < DECIDES:
+        group = 3
+    elif finding.verdict is Verdict.UNKNOWN:
+        group = 1
+    else:
+        group = 2 * (finding.verdict in NO_FAULT)
     return group, -finding.confidence
 
 
@@ -143,6 +186,9 @@ def _healthy(facts: Facts) -> Finding:
     ]
     if each is not None:
         evidence.append(facts.evidence("rss_per_connection", each, "bytes/connection"))
+        evidence += known_evidence(facts)
+        if known := known_need(facts.library, each):
+            follows += f" ({known})"
     if clients.behind:
         evidence.append(facts.of_clients("slow_but_draining", len(clients.behind), "sockets"))
     return Finding(

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from leakhunt.core.diagnosis.clients import Clients, sort_clients
 from leakhunt.core.diagnosis.growth import Growth, Point, correlate, growth
+from leakhunt.core.diagnosis.inside import Inside, distinct
 from leakhunt.core.diagnosis.types import Correlation, Evidence, Finding, Verdict
+from leakhunt.core.runtime import Collection
 from leakhunt.core.samples import AgentSample, Sample
 from leakhunt.core.trend import thin
 
@@ -23,6 +25,8 @@ class Least(NamedTuple):
     seconds: float
     agent: bool = False
     """Whether an agent must answer in the first and in the last sample."""
+    runtime: bool = False
+    """Whether the agent must tell about its interpreter, as often as ``samples`` says."""
 
     def lacks(self, facts: Facts) -> str:
         """What is missing, or an empty text."""
@@ -30,8 +34,11 @@ class Least(NamedTuple):
             return f"{self.samples} samples (there are {facts.count})"
         if facts.span_s < self.seconds:
             return f"{self.seconds:g} s (watched for {facts.span_s:.3g} s)"
-        if self.agent and not facts.agents:
+        if (self.agent or self.runtime) and not facts.agents:
             return "an agent in the server"
+        if self.runtime and len(facts.inside.answers) < self.samples:
+            told = len(facts.inside.answers)
+            return f"{self.samples} answers about the interpreter (there are {told})"
         return ""
 
 
@@ -51,6 +58,11 @@ class Facts:
     dead_after_s: float
     """How long a dead client may stay."""
     count: int
+    library: str = ""
+    """The server's library, a row of :data:`leakhunt.core.tuning.DEFLATE`; empty: not known."""
+    collected: Sample | None = None
+    """The sample after the full collection that was asked for at the end. It is not in
+    ``series``: what it shows, the stop included, was done by us."""
 
     @property
     def last(self) -> Sample:
@@ -86,6 +98,26 @@ class Facts:
         if self.series[0].agent is None or self.last.agent is None:
             return []
         return [(self.at(one), one.agent) for one in self.series if one.agent is not None]
+
+    @cached_property
+    def inside(self) -> Inside:
+        """What the interpreters say over time; without answers when no agent tells."""
+        told = [(at, one.runtime) for at, one in self.agents if one.runtime is not None]
+        if not told or self.agents[-1][1].runtime is None:
+            told = []
+        after = self.collected.agent if self.collected is not None else None
+        return Inside(
+            distinct(told),
+            self.connections,
+            None if after is None else after.runtime,
+            self.collection,
+        )
+
+    @property
+    def collection(self) -> Collection | None:
+        """The full collection that was asked for at the end."""
+        agent = self.collected.agent if self.collected is not None else None
+        return None if agent is None else agent.collection
 
     @cached_property
     def connections(self) -> list[Point]:
@@ -145,7 +177,7 @@ def connections(sample: Sample) -> int | None:
     return held + (sample.unix_connections or 0)
 
 
-def gather(series: Sequence[Sample], dead_after_s: float) -> Facts:
+def gather(series: Sequence[Sample], dead_after_s: float, library: str = "") -> Facts:
     """The facts of a series in the order of time; a long one is thinned, its end is kept.
 
     After a restart only the samples of the new process count.
@@ -153,5 +185,9 @@ def gather(series: Sequence[Sample], dead_after_s: float) -> Facts:
     ordered = sorted(series, key=lambda sample: sample.at)
     restarts = [n for n, one in enumerate(ordered) if one.pid != ordered[-1].pid]
     ordered = ordered[restarts[-1] + 1 :] if restarts else ordered
+    collected = None
+    if len(ordered) > 1 and (agent := ordered[-1].agent) is not None and agent.collection:
+        collected = ordered.pop()
     newest = ordered[-40:]
-    return Facts(thin(ordered[:-40], MOST_SAMPLES) + newest, dead_after_s, len(ordered))
+    kept = thin(ordered[:-40], MOST_SAMPLES) + newest
+    return Facts(kept, dead_after_s, len(ordered), library, collected)

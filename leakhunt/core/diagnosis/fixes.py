@@ -45,6 +45,129 @@ ROOMS: Final = {
     "socketio": "leakhunt.socketio.attach(sio)",
 }
 
+REGISTRY: Final = {
+    "any": "clients = weakref.WeakSet()  # instead of set(): it holds nobody\n"
+    "agent.rooms.adopt(my_rooms)   # your dict[str, set]: emptied however a client ends",
+    "websockets": "async def handler(websocket):\n"
+    "    clients.add(websocket)\n"
+    "    try:\n"
+    "        async for message in websocket:\n"
+    "            ...\n"
+    "    finally:\n"
+    "        clients.discard(websocket)",
+    "asgi": '@app.websocket("/ws")\n'
+    "async def endpoint(websocket: WebSocket):\n"
+    "    await websocket.accept()\n"
+    "    clients.add(websocket)\n"
+    "    try:\n"
+    "        async for text in websocket.iter_text():\n"
+    "            ...\n"
+    "    finally:\n"
+    "        clients.discard(websocket)",
+    "aiohttp": "async def handler(request):\n"
+    "    ws = web.WebSocketResponse()\n"
+    "    await ws.prepare(request)\n"
+    "    clients.add(ws)\n"
+    "    try:\n"
+    "        async for message in ws:\n"
+    "            ...\n"
+    "    finally:\n"
+    "        clients.discard(ws)\n"
+    "    return ws",
+    "tornado": "def open(self):\n"
+    "    clients.add(self)\n\n"
+    "def on_close(self):\n"
+    "    clients.discard(self)",
+    "sanic": '@app.websocket("/ws")\n'
+    "async def feed(request, ws):\n"
+    "    clients.add(ws)\n"
+    "    try:\n"
+    "        async for message in ws:\n"
+    "            ...\n"
+    "    finally:\n"
+    "        clients.discard(ws)",
+    "socketio": "@sio.event\nasync def disconnect(sid, reason):\n    clients.pop(sid, None)",
+}
+
+TASKS: Final = {
+    "any": "task = asyncio.create_task(work())\ntry:\n    ...\nfinally:\n    task.cancel()",
+    "websockets": "async def handler(websocket):\n"
+    "    task = asyncio.create_task(push(websocket))\n"
+    "    try:\n"
+    "        async for message in websocket:\n"
+    "            ...\n"
+    "    finally:\n"
+    "        task.cancel()",
+    "asgi": '@app.websocket("/ws")\n'
+    "async def endpoint(websocket: WebSocket):\n"
+    "    await websocket.accept()\n"
+    "    task = asyncio.create_task(push(websocket))\n"
+    "    try:\n"
+    "        async for text in websocket.iter_text():\n"
+    "            ...\n"
+    "    finally:\n"
+    "        task.cancel()",
+    "aiohttp": "async def handler(request):\n"
+    "    ws = web.WebSocketResponse()\n"
+    "    await ws.prepare(request)\n"
+    "    task = asyncio.create_task(push(ws))\n"
+    "    try:\n"
+    "        async for message in ws:\n"
+    "            ...\n"
+    "    finally:\n"
+    "        task.cancel()\n"
+    "    return ws",
+    "tornado": "def open(self):\n"
+    "    self.ticker = PeriodicCallback(self.push, 1000)\n"
+    "    self.ticker.start()\n\n"
+    "def on_close(self):\n"
+    "    self.ticker.stop()",
+    "sanic": '@app.websocket("/ws")\n'
+    "async def feed(request, ws):\n"
+    "    task = asyncio.create_task(push(ws))\n"
+    "    try:\n"
+    "        async for message in ws:\n"
+    "            ...\n"
+    "    finally:\n"
+    "        task.cancel()",
+    "socketio": "@sio.event\n"
+    "async def connect(sid, environ):\n"
+    "    tasks[sid] = sio.start_background_task(push, sid)\n\n"
+    "@sio.event\n"
+    "async def disconnect(sid, reason):\n"
+    "    tasks.pop(sid).cancel()",
+}
+
+CYCLES: Final = {
+    "any": "# once, when the server has started: what stays for ever is not looked at any more,\n"
+    "# and a full collection comes when a quarter of the rest is new\n"
+    "import gc\n"
+    "gc.collect()\n"
+    "gc.freeze()\n"
+    "gc.set_threshold(700, 10, 5)\n"
+    "# or break the cycle:\n"
+    "child.parent = weakref.proxy(parent)  # instead of: child.parent = parent",
+}
+
+HEAP: Final = {
+    "any": "import tracemalloc\n"
+    "tracemalloc.start()  # costs CPU: twice as much while it is on\n"
+    "before = tracemalloc.take_snapshot()\n"
+    "# some minutes later:\n"
+    'for line in tracemalloc.take_snapshot().compare_to(before, "lineno")[:10]:\n'
+    "    print(line)\n"
+    "# and give what grows a bound:\n"
+    "history = collections.deque(maxlen=1000)  # instead of: history = []",
+}
+
+NATIVE: Final = {
+    "any": "# in a shell: which C function allocates, and what calls it\n"
+    "# memray attach --native PID\n"
+    "# and close what an extension opened, however the handler ends:\n"
+    "with contextlib.closing(native_thing) as thing:\n"
+    "    ...",
+}
+
 PATIENCE: Final = {
     "any": "await asyncio.to_thread(blocking_work)  # instead of calling it in the loop",
     "uvicorn": "uvicorn app:app --ws-ping-interval 20 --ws-ping-timeout 60",

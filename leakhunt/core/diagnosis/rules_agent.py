@@ -1,4 +1,4 @@
-"""Rules that need an agent in the server: what the application believes.
+"""Rules that need an agent in the server: what the application believes, and holds.
 
 ================  =====================================  ======================================
 verdict           it is given when                       least evidence
@@ -7,6 +7,10 @@ registry-leak     the registry holds more connections    8 samples over 5 s; the
                   than there are sockets, all the time,  there in each of the last 8
                   or room memberships grow while
                   connections do not
+registry-leak     closed connections' objects outlive a  8 answers over 5 s; 10 objects, and a
+                  full collection: somebody refers to    tenth of the connections, in each of
+                  them. Without a collection they only   the last 8 or after the collection at
+                  pile up: weak, it may be garbage       the end
 false-evictions   many are evicted in one interval in    4 samples over 3 s; one burst with lag
                   which the event loop stood still, and  *and* with reconnects
                   as many connect again
@@ -19,11 +23,15 @@ from typing import Final
 
 from leakhunt.core.diagnosis import fixes
 from leakhunt.core.diagnosis.facts import Facts, Least, Rule, connections
-from leakhunt.core.diagnosis.growth import growth
+from leakhunt.core.diagnosis.growth import LEAST_POINTS, growth
 from leakhunt.core.diagnosis.types import Alternative, Evidence, Finding, Verdict
 
 LEAST_SURPLUS: Final = 2
 """Connections that may be in the registry and not in the kernel's table: just ended."""
+
+LEAST_RETAINED: Final = 10
+RETAINED_SHARE: Final = 0.1
+"""Of the open connections; so many handlers may be ending at any time."""
 
 LEAST_BURST: Final = 3
 LEAST_BURST_SHARE: Final = 0.2
@@ -78,6 +86,70 @@ def registry_leak(facts: Facts) -> Finding | None:
     )
 
 
+def closed_connections_kept(facts: Facts) -> Finding | None:
+    """The objects of closed connections are still there, and referred to."""
+    inside = facts.inside
+    piling = growth(inside.points("closed_alive"))
+    levels = [value for _, value in inside.points("retained")]
+    told, kept = inside.answers[-1][1], min(levels[-LEAST_POINTS:], default=0.0)
+    falling = len(levels) > 1 and levels[-1] < max(levels[-LEAST_POINTS:])
+    if inside.collection is not None:
+        survivors = inside.collection.closed_alive_after
+        kept, falling = float(survivors or 0), False
+        told = inside.collected or told
+    floor = max(LEAST_RETAINED, RETAINED_SHARE * (facts.connections or [(0.0, 0.0)])[-1][1])
+    lost = kept >= floor and not falling
+    uncollected = piling is not None and not inside.passed_since(piling.from_s)
+    if not lost and not (piling and uncollected and piling.rise >= LEAST_RETAINED):
+        return None
+    kind = max(sorted(told.retained_types), key=told.retained_types.__getitem__, default="")
+    whose = f" (most: {kind})" if kind else ""
+    if lost:
+        summary = f"{kept:.0f} objects of closed connections{whose} are held: a full "
+        summary += "collection left them, so something refers to them"
+    else:
+        summary = "objects of closed connections pile up, and no full collection has passed yet"
+    confidence = 0.45
+    if lost:
+        confidence = 0.85 if piling else 0.75 if inside.collection else 0.6
+    tasks = inside.rest("tasks")
+    evidence = [
+        facts.evidence("retained_connections", kept, "objects"),
+        facts.evidence(f"retained_{kind}", told.retained_types[kind], "objects") if kind else None,
+        facts.evidence("closed_and_alive", piling.per_s * 3600, "objects/h", piling.from_s)
+        if piling
+        else None,
+        *facts.memory_evidence(),
+    ]
+    alternatives = [
+        Alternative(
+            Verdict.HEALTHY,
+            "handlers take long to end after their client has gone: then the number falls again",
+        )
+    ]
+    if inside.collection is None:
+        alternatives.append(
+            Alternative(
+                Verdict.CYCLIC_GARBAGE,
+                "they are in cycles, and wait for a full collection: --collect tells them apart",
+            )
+        )
+    if tasks:
+        alternatives.append(
+            Alternative(Verdict.TASK_LEAK, "tasks that never end refer to them: they grow, too")
+        )
+    return Finding(
+        verdict=Verdict.REGISTRY_LEAK,
+        confidence=confidence,
+        summary=summary,
+        evidence=tuple(one for one in evidence if one),
+        alternatives=tuple(alternatives),
+        next="find who refers to them: gc.get_referrers(), or objgraph.show_backrefs(); take each "
+        "connection out where its handler ends",
+        fix=fixes.REGISTRY,
+    )
+
+
 def false_evictions(facts: Facts) -> Finding | None:
     """Live clients are dropped because the server itself stood still."""
     bursts: list[tuple[float, int, int, float]] = []
@@ -124,5 +196,6 @@ def false_evictions(facts: Facts) -> Finding | None:
 
 RULES: Final = (
     Rule(Verdict.REGISTRY_LEAK, Least(8, 5.0, agent=True), registry_leak),
+    Rule(Verdict.REGISTRY_LEAK, Least(8, 5.0, runtime=True), closed_connections_kept),
     Rule(Verdict.FALSE_EVICTIONS, Least(4, 3.0, agent=True), false_evictions),
 )

@@ -1,7 +1,8 @@
 """Rules about memory and descriptors, and what a sample cannot tell apart.
 
-A sample knows RSS, not Python's objects. So growth that connections do not explain is reported
-as ``unknown``, with its five possible causes and what would tell them apart; nothing is guessed.
+RSS does not know what it consists of. So growth that neither connections nor a rule of
+``rules_inside`` explain is reported as ``unknown``, with its possible causes and what would tell
+them apart; nothing is guessed.
 
 ================  =====================================  ======================================
 verdict           it is given when                       least evidence
@@ -9,9 +10,13 @@ verdict           it is given when                       least evidence
 fd-leak           a kind of descriptor that is no        8 samples over 5 s; at least 5 more
                   connection of the port grows steadily
 compression-cost  RSS follows the connections closely    8 samples over 5 s; connections differ
-                  (R2 >= 0.9) at 100 kB each or more     by at least 10 and a tenth
+                  (R2 >= 0.9) at 100 kB each or more,    by at least 10 and a tenth
+                  and its library needs less without
 allocator         connections fell to half, RSS did not, 16 samples over 10 s; two waves
                   and the next wave needed no more
+allocator         with an agent: the allocators hold     8 answers over 5 s; one wave, or a
+                  most of what a wave left behind, or a  trim that gives back a quarter of RSS
+                  trim gave it back
 unknown: growth   RSS grows, and neither connections     8 samples over 5 s
                   nor clients behind explain it
 unknown: kept     connections fell to half, RSS stayed,  8 samples over 5 s
@@ -23,12 +28,16 @@ unknown: silent   a tenth of the clients is silent in    4 samples over 3 s; sil
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from leakhunt.core.diagnosis import fixes
 from leakhunt.core.diagnosis.facts import Facts, Least, Rule
 from leakhunt.core.diagnosis.growth import Growth
+from leakhunt.core.diagnosis.known import CLOSE, known_evidence, known_need
 from leakhunt.core.diagnosis.types import Alternative, Finding, Verdict
+from leakhunt.core.diagnosis.waves import kept_wave, wave_evidence, waves
+from leakhunt.core.tuning import DEFLATE
 
 NOT_LEAKING: Final = frozenset({"connection", "listening"})
 """Kinds of descriptors that belong to the server's port."""
@@ -37,7 +46,8 @@ LEAST_DESCRIPTORS: Final = 5
 DEAR_BYTES: Final = 100_000
 """Per connection. A plain connection of the Python servers needs 10 to 50 kB."""
 CLOSE_FIT: Final = 0.9
-KEPT_SHARE: Final = 0.5
+LEAST_KEPT_SHARE: Final = 0.25
+"""Of RSS: what a trim must give back where no wave was seen, to be worth a verdict."""
 SILENT_SHARE: Final = 0.1
 
 
@@ -81,13 +91,21 @@ def compression_cost(facts: Facts) -> Finding | None:
         return None
     if each < DEAR_BYTES or found.r2 < CLOSE_FIT:
         return None
+    need = DEFLATE.get(facts.library)
+    if need is not None and each <= CLOSE * need.plain_bytes:
+        return None  # that server is dear as it is
+    known = known_need(facts.library, each)
+    as_known = need is not None and 1 / CLOSE <= each / need.deflate_bytes <= CLOSE
     return Finding(
         verdict=Verdict.COMPRESSION_COST,
-        confidence=0.6,
-        summary=f"memory follows the connections at {each / 1000:.0f} kB each: no leak, but dear",
+        confidence=0.8 if as_known else 0.6,
+        summary=f"memory follows the connections at {each / 1000:.0f} kB each"
+        + (f" ({known})" if known else "")
+        + ": no leak, but dear",
         evidence=(
             facts.evidence("rss_per_connection", each, "bytes/connection"),
             facts.evidence("r2", found.r2, "1"),
+            *known_evidence(facts),
         ),
         alternatives=(
             Alternative(
@@ -103,10 +121,10 @@ def compression_cost(facts: Facts) -> Finding | None:
 
 def allocator(facts: Facts) -> Finding | None:
     """Freed, kept by the process, and used again by the next wave."""
-    waves = _waves(facts)
-    if len(waves) < 2 or facts.correlation.growing or not _kept(facts, waves[0]):
+    found = waves(facts)
+    if len(found) < 2 or facts.correlation.growing or not found[0].kept:
         return None
-    first, last = waves[0][2], waves[-1][2]
+    first, last = found[0].after, found[-1].after
     if last > 1.05 * first:
         return None
     return Finding(
@@ -117,7 +135,7 @@ def allocator(facts: Facts) -> Finding | None:
         evidence=(
             facts.evidence("rss_after_first_wave", first, "bytes"),
             facts.evidence("rss_after_last_wave", last, "bytes"),
-            facts.evidence("waves", len(waves), "waves"),
+            facts.evidence("waves", len(found), "waves"),
         ),
         alternatives=(
             Alternative(
@@ -131,6 +149,58 @@ def allocator(facts: Facts) -> Finding | None:
     )
 
 
+def kept_by_allocator(facts: Facts) -> Finding | None:
+    """The allocators say that they hold what was freed."""
+    if facts.correlation.growing or not facts.inside.answers:
+        return None
+    wave, gave = kept_wave(facts), facts.inside.returned
+    if gave is not None:
+        kept, how = gave.kept_bytes, "the trim gave it back"
+        stayed = wave.stayed if wave else 0.0
+        if kept < gave.garbage_bytes or kept < max(0.5 * stayed, 0.05 * facts.last.rss_bytes):
+            return None
+        if not stayed and kept < LEAST_KEPT_SHARE * facts.last.rss_bytes:
+            return None
+    elif wave is not None:
+        kept, how = _free_bytes(facts), "the allocators hold it"
+        if kept < 0.5 * wave.stayed:
+            return None
+    else:
+        return None
+    return Finding(
+        verdict=Verdict.ALLOCATOR,
+        confidence=0.85 if gave and wave else 0.75 if wave else 0.6,
+        summary=f"{kept / 1e6:.3g} MB are freed, and were not given back to the system: {how}",
+        evidence=(
+            facts.evidence("freed_and_kept", kept, "bytes"),
+            facts.evidence("rss", facts.last.rss_bytes, "bytes"),
+            *(wave_evidence(facts, wave) if wave else ()),
+        ),
+        alternatives=(
+            Alternative(
+                Verdict.CYCLIC_GARBAGE,
+                "closed connections wait for the collector's oldest generation, too: --collect "
+                "counts them",
+            ),
+        ),
+        next="nothing must be done: the next wave uses it; malloc_trim(0) gives back what it can",
+        fix=fixes.TRIM,
+    )
+
+
+def _free_bytes(facts: Facts) -> float:
+    """How much more the allocators hold, freed, than at first; what is not known is 0."""
+    inside = facts.inside
+    malloc = inside.points("malloc_free_bytes")
+    arenas = [
+        one.pymalloc_arena_bytes - one.pymalloc_in_use_bytes
+        for _, one in inside.answers
+        if one.pymalloc_arena_bytes is not None and one.pymalloc_in_use_bytes is not None
+    ]
+    free = malloc[-1][1] - malloc[0][1] if malloc else 0.0
+    return max(0.0, free) + (max(0, arenas[-1] - arenas[0]) if arenas else 0)
+
+
 def unexplained_growth(facts: Facts) -> Finding | None:
     """RSS grows, and what a sample holds does not say why."""
     found = facts.correlation
@@ -142,42 +212,73 @@ def unexplained_growth(facts: Facts) -> Finding | None:
         summary="memory grows by "
         f"{found.unexplained_bytes_per_hour / 1e6:.3g} MB/h that no connection explains",
         evidence=facts.memory_evidence(),
-        alternatives=(
-            Alternative(Verdict.HEAP_GROWTH, "objects of one type grow in number: compare two "
-                        "counts of gc.get_objects() by type"),
-            Alternative(Verdict.TASK_LEAK, "len(asyncio.all_tasks()) grows with it"),
-            Alternative(Verdict.CYCLIC_GARBAGE, "RSS or object counts fall after gc.collect()"),
-            Alternative(Verdict.REGISTRY_LEAK, "a dict or set of connections is longer than "
-                        "there are sockets; `leakhunt run` counts them"),
-            Alternative(Verdict.NATIVE_LEAK, "no Python object grows, and malloc's bytes in "
-                        "use (mallinfo2) do"),
-            Alternative(Verdict.SLOW_CLIENTS, "transport.get_write_buffer_size() grows"),
-        ),
-        next="watch longer (a warm-up ends by itself), then look inside of the process",
-    )  # fmt: skip
+        alternatives=tuple(_causes(facts)),
+        next="watch longer (a warm-up ends by itself); " + _look_inside(facts),
+    )
+
+
+def _causes(facts: Facts) -> Iterator[Alternative]:
+    """What may grow, without what the interpreter has already answered."""
+    inside = facts.inside
+    yield Alternative(
+        Verdict.HEAP_GROWTH,
+        "objects of one type grow in number: compare two counts of gc.get_objects() by type",
+    )
+    if not inside.points("tasks"):
+        yield Alternative(Verdict.TASK_LEAK, "len(asyncio.all_tasks()) grows with it")
+    if inside.collection is None:
+        yield Alternative(Verdict.CYCLIC_GARBAGE, "RSS or object counts fall after gc.collect()")
+    if not inside.points("closed_alive") or inside.collection is None:
+        yield Alternative(
+            Verdict.REGISTRY_LEAK,
+            "a dict or set of connections is longer than there are sockets; `leakhunt run` "
+            "counts them",
+        )
+    if not inside.points("malloc_in_use_bytes"):
+        yield Alternative(
+            Verdict.NATIVE_LEAK,
+            "no Python object grows, and malloc's bytes in use (mallinfo2) do",
+        )
+    elif inside.answers:
+        yield Alternative(
+            Verdict.ALLOCATOR,
+            "neither blocks nor malloc's bytes in use grow: freed memory is kept, in pieces",
+        )
+    yield Alternative(Verdict.SLOW_CLIENTS, "transport.get_write_buffer_size() grows")
+
+
+def _look_inside(facts: Facts) -> str:
+    """What would decide, by what has been asked already."""
+    if not facts.agents:
+        return (
+            "what grows is seen from inside only: restart the server by `leakhunt run --observe "
+            "-- COMMAND`, or mount the agent, and diagnose it again"
+        )
+    if facts.collection is None:
+        return (
+            "`leakhunt diagnose PID --collect` asks for one full collection at the end, which "
+            "tells garbage, leaks and the allocator apart"
+        )
+    return "compare two snapshots of tracemalloc, some minutes apart"
 
 
 def kept_after_wave(facts: Facts) -> Finding | None:
     """Connections went, memory stayed; one wave does not tell whether it is lost."""
-    waves = _waves(facts)
-    if len(waves) != 1 or not _kept(facts, waves[0]):
+    wave = kept_wave(facts)
+    if wave is None:
         return None
-    start, peak, after = waves[0]
     return Finding(
         verdict=Verdict.UNKNOWN,
         confidence=0.5,
         summary="connections went and memory stayed: one wave does not tell whether it is lost",
-        evidence=(
-            facts.evidence("rss_before", start, "bytes"),
-            facts.evidence("rss_at_peak", peak, "bytes"),
-            facts.evidence("rss_after", after, "bytes"),
-        ),
+        evidence=wave_evidence(facts, wave),
         alternatives=(
             Alternative(Verdict.ALLOCATOR, "a second wave of the same size needs no more"),
             Alternative(Verdict.CYCLIC_GARBAGE, "RSS falls after gc.collect()"),
             Alternative(Verdict.REGISTRY_LEAK, "a second wave needs as much again"),
         ),
-        next="watch over a second wave, or record a day: `leakhunt watch PID --record FILE`",
+        next="watch over a second wave, or record a day (`leakhunt watch PID --record FILE`); "
+        + _look_inside(facts),
     )
 
 
@@ -205,42 +306,11 @@ def silent_clients(facts: Facts) -> Finding | None:
     )
 
 
-def _waves(facts: Facts) -> list[tuple[float, float, float]]:
-    """RSS before, at the peak of and after each rise of connections that fell to half again.
-
-    Connections rise and fall between a quarter and three quarters of their whole range.
-    """
-    counts = [count for _, count in facts.connections]
-    low, high = min(counts, default=0), max(counts, default=0)
-    if high - low < max(10, KEPT_SHARE * high):
-        return []
-    known = dict(facts.connections)
-    rss = [size for at, size in facts.points(lambda one: one.rss_bytes) if at in known]
-    waves: list[tuple[float, float, float]] = []
-    start: int | None = None
-    begin = 0
-    for place, count in enumerate(counts):
-        if start is None and count <= low + 0.25 * (high - low):
-            if waves:
-                waves[-1] = (*waves[-1][:2], rss[place])  # the wave's memory, settled
-            begin = place
-        elif start is None and count >= low + 0.75 * (high - low):
-            start = begin
-        elif start is not None and count <= low + 0.25 * (high - low):
-            waves.append((rss[start], max(rss[start : place + 1]), rss[place]))
-            start, begin = None, place
-    return waves
-
-
-def _kept(facts: Facts, wave: tuple[float, float, float]) -> bool:
-    before, peak, after = wave
-    return peak - before >= 0.05 * before and after - before > KEPT_SHARE * (peak - before)
-
-
 RULES: Final = (
     Rule(Verdict.FD_LEAK, Least(8, 5.0), fd_leak),
     Rule(Verdict.COMPRESSION_COST, Least(8, 5.0), compression_cost),
     Rule(Verdict.ALLOCATOR, Least(16, 10.0), allocator),
+    Rule(Verdict.ALLOCATOR, Least(8, 5.0, runtime=True), kept_by_allocator),
     Rule(Verdict.UNKNOWN, Least(8, 5.0), unexplained_growth),
     Rule(Verdict.UNKNOWN, Least(8, 5.0), kept_after_wave),
     Rule(Verdict.UNKNOWN, Least(4, 3.0), silent_clients),

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from leakhunt.core.runtime import Collection
+
 
 class Verdict(enum.StrEnum):
     """What is wrong, in one word; docs/reading-the-verdict.md says what each means."""
@@ -103,6 +105,8 @@ class Diagnosis:
     watched_s: float
     agent: bool
     """Whether an agent answered in the last sample."""
+    collection: Collection | None = None
+    """The full collection that was asked for at the end."""
     missing: tuple[str, ...] = ()
     """What could not be read, each with its reason."""
     undecided: tuple[str, ...] = ()
@@ -127,6 +131,7 @@ class Diagnosis:
                 {**asdict(finding), "fix": dict(finding.fix)} for finding in self.findings
             ],
             "correlation": None if self.correlation is None else asdict(self.correlation),
+            "collection": None if self.collection is None else asdict(self.collection),
             "missing": list(self.missing),
             "undecided": list(self.undecided),
         }
