@@ -94,7 +94,7 @@ def _start_if_needed() -> None:
     from leakhunt.agent.endpoint_wire import Answerer
 
     _server = None
-    _server = EndpointServer(Answerer(_living), _tick, _lock)
+    _server = EndpointServer(Answerer(_living, _wake), _tick, _lock)
 
 
 def _take_server() -> EndpointServer | None:
@@ -137,6 +137,10 @@ def _loop_is_closed(source: Source) -> bool:
 
 def _source_died(_reference: weakref.ref[Source]) -> None:
     # Runs wherever the collector runs, maybe inside our own locked sections: only wake.
+    _wake()
+
+
+def _wake() -> None:
     server = _server
     if server is not None:
         server.wake()

@@ -53,7 +53,7 @@ _PEERCRED = struct.Struct("3i")
 class Client:
     """One connection to the endpoint."""
 
-    __slots__ = ("answer", "answer_since", "eof", "heard_at", "input", "output", "sock")
+    __slots__ = ("answer", "answer_since", "eof", "heard_at", "input", "output", "sock", "waits")
 
     def __init__(self, sock: socket.socket, now: float) -> None:
         self.sock = sock
@@ -67,6 +67,9 @@ class Client:
         self.eof = False
         """Nothing more is read: it is dropped as soon as nothing is owed to it."""
 
+        self.waits = False
+        """Its answer has nothing to give yet: the selector does not look at it."""
+
     @property
     def busy(self) -> bool:
         """Whether something is owed to it."""
@@ -76,7 +79,8 @@ class Client:
         """Whether it used up its time."""
         if not self.busy:
             return now - self.heard_at > IDLE_S
-        return now - self.heard_at > STUCK_S or now - self.answer_since > ANSWER_S
+        stuck = now - self.heard_at > STUCK_S and not self.waits
+        return stuck or now - self.answer_since > ANSWER_S
 
 
 class EndpointServer:
@@ -162,6 +166,7 @@ class EndpointServer:
                     next_tick = now + TICK_S
                     self._drop_expired(now)
                     self._resume_accepting()
+                    self._resume_waiting()
                     if self._tick(self):
                         break
                 for key, _ in self._selector.select(max(0.0, next_tick - now)):
@@ -210,6 +215,11 @@ class EndpointServer:
             self._selector.register(self.file.listener, _READ)
             self._accepting = True
 
+    def _resume_waiting(self) -> None:
+        for client in [c for c in self._clients.values() if c.waits]:
+            client.waits = False
+            self._selector.register(client.sock, _WRITE)
+
     def _drop_expired(self, now: float) -> None:
         for client in [c for c in self._clients.values() if c.expired(now)]:
             self._drop(client)
@@ -233,7 +243,10 @@ class EndpointServer:
             if client.eof and not client.busy:
                 self._drop(client)
                 return
-            self._selector.modify(client.sock, _WRITE if client.busy else _READ)
+            if client.waits:
+                self._selector.unregister(client.sock)
+            else:
+                self._selector.modify(client.sock, _WRITE if client.busy else _READ)
         except OSError:
             self._drop(client)  # it vanished
         except Exception:
@@ -276,6 +289,9 @@ class EndpointServer:
                 line = next(client.answer, None)
                 if line is None:
                     client.answer = None
+                    break
+                if not line:
+                    client.waits = not client.output
                     break
                 client.output += line
         if client.output:

@@ -8,10 +8,12 @@
     -> {"v":1,"op":"conns"}    <- {"v":1,"kind":"conns",...}
                                   one line per connection
                                   {"v":1,"kind":"end","rows":N}
+    -> {"v":1,"op":"collect"}  <- {"v":1,"kind":"collect",...,"collection":{...}}
     anything else              <- {"v":1,"kind":"error","message":"..."}
 
 An answer is an iterator of lines, made while the reader takes them: ten thousand rows are
-never in memory together, and the interpreter's lock is free between them.
+never in memory together, and the interpreter's lock is free between them. An empty line in place
+of the next one says that there is none yet, and that the endpoint is woken when there may be.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ from typing import Any, Final, Protocol
 from leakhunt._version import __version__
 from leakhunt.agent import runtime
 from leakhunt.agent.closed import Counts
+from leakhunt.agent.collection import Collector, NotCollected
 from leakhunt.core.views import PROTOCOL_VERSION
 
 logger = logging.getLogger("leakhunt")
+
+OPERATIONS: Final = ("hello", "status", "conns", "collect")
 
 EXPENSIVE_S: Final = 0.05
 """A status that took longer than this to make is shared by all who ask ..."""
@@ -70,10 +75,16 @@ class BadRequest(Exception):
 
 
 class Answerer:
-    """Turns one request line into the lines of its answer."""
+    """Turns one request line into the lines of its answer.
 
-    def __init__(self, sources: Callable[[], Sequence[Source]]) -> None:
+    ``wake`` is called, in any thread, when an answer goes on that had none to give.
+    """
+
+    def __init__(
+        self, sources: Callable[[], Sequence[Source]], wake: Callable[[], None] = lambda: None
+    ) -> None:
         self._sources = sources
+        self._collector = Collector(wake)
         self._described: dict[int, tuple[float, dict[str, object]]] = {}
         self._runtimes: dict[bool, tuple[float, dict[str, object]]] = {}
 
@@ -87,6 +98,8 @@ class Answerer:
             return iter([_line(_header("hello"))])
         if op == "status":
             return self._status(detailed)
+        if op == "collect":
+            return self._collect()
         return self._connections()
 
     def _status(self, detailed: bool) -> Iterator[bytes]:
@@ -98,15 +111,37 @@ class Answerer:
         read_at, found = self._runtimes.get(detailed, (-math.inf, {}))
         if begun - read_at < SHARED_S:
             return found
-        sources = self._sources()
-        loops = {id(loop): loop for source in sources if (loop := source.loop) is not None}
-        left = [counts for source in sources if (counts := source.count_closed()) is not None]
-        found = runtime.read(loops.values(), detailed, left)
+        found = runtime.read(self._loops(), detailed, self._left())
         ended = time.monotonic()
         self._runtimes.pop(detailed, None)
         if ended - begun > EXPENSIVE_S:
             self._runtimes[detailed] = (ended, found)
         return found
+
+    def _loops(self) -> list[asyncio.AbstractEventLoop]:
+        """The event loops that agents work on, each once."""
+        loops = [source.loop for source in self._sources()]
+        return list({id(loop): loop for loop in loops if loop is not None}.values())
+
+    def _left(self) -> list[Counts]:
+        """What is left of closed connections, of each agent that watches them."""
+        counts = [source.count_closed() for source in self._sources()]
+        return [one for one in counts if one is not None]
+
+    def _closed_alive(self) -> int | None:
+        left = self._left()
+        return sum(one.alive for one in left) if left else None
+
+    def _collect(self) -> Iterator[bytes]:
+        asked = self._collector.ask(self._loops(), self._closed_alive)
+        try:
+            while (figures := asked.figures()) is None:
+                yield b""
+        except NotCollected as error:
+            yield error_line(f"nothing was collected: {error}")
+            return
+        self._runtimes.clear()  # they are from before
+        yield _line({**_header("collect"), "collection": figures})
 
     def _describe(self, source: Source) -> dict[str, object]:
         begun = time.monotonic()
@@ -157,8 +192,8 @@ def _operation(request: bytes) -> tuple[str, bool]:
     if content.get("v") != PROTOCOL_VERSION:
         raise BadRequest(f"only version {PROTOCOL_VERSION} of the protocol is spoken here")
     op = content.get("op")
-    if op not in ("hello", "status", "conns"):
-        raise BadRequest("op is none of hello, status, conns")
+    if op not in OPERATIONS:
+        raise BadRequest(f"op is none of {', '.join(OPERATIONS)}")
     detailed = content.get("detailed", False)
     if not isinstance(detailed, bool):
         raise BadRequest("detailed is neither true nor false")

@@ -1,7 +1,7 @@
 """What this interpreter says about itself, for the endpoint: on its thread, and cheaply.
 
-Nothing here raises, and no object of the server's is held: a last reference that is dropped here
-would run the server's finalizers in our thread.
+Nothing here raises, and hardly an object of the server's is held, and none for long: a last
+reference that is dropped here would run the server's finalizers in our thread.
 
 ======================  ===========================================================
 brief answer            constant time, and allocated blocks: 0.1 ms of the
@@ -80,7 +80,8 @@ def read(
         pymalloc = _tried(allocators.pymalloc)
         if pymalloc is not None:
             found["pymalloc_in_use_bytes"], found["pymalloc_arena_bytes"] = pymalloc
-        found["tasks_by_coroutine"] = _tried(tasks_by_coroutine, loops) or {}
+        if (tasks := _tried(look_at_tasks, loops)) is not None:
+            found["tasks_ended"], found["tasks_by_coroutine"] = tasks
     return found
 
 
@@ -114,17 +115,22 @@ def count_timers(loops: Iterable[asyncio.AbstractEventLoop]) -> int | None:
     return sum(map(len, heaps))
 
 
-def tasks_by_coroutine(loops: Iterable[asyncio.AbstractEventLoop]) -> dict[str, int]:
-    """The most frequent coroutines by ``module.qualname``, of the same tasks.
+def look_at_tasks(
+    loops: Iterable[asyncio.AbstractEventLoop],
+) -> tuple[int | None, dict[str, int]]:
+    """How many of these tasks have ended, and the most frequent coroutines of all of them.
 
-    The list of weak references is made at once; then tasks are looked at one by one, each held
-    for a microsecond.
+    Coroutines are called ``module.qualname``. ``None``: the registry knows nothing of ended
+    tasks (Python 3.14). The list of weak references is made at once; then tasks are looked at,
+    and held, one at a time.
     """
+    ended = 0
     codes: Counter[object] = Counter()
     modules: dict[object, str] = {}
     for number, reference in enumerate(_references(loops), 1):
         task = reference()
         if task is not None:
+            ended += task.done()
             _count(task, codes, modules)
         del task
         if number % SLICE == 0:
@@ -137,7 +143,7 @@ def tasks_by_coroutine(loops: Iterable[asyncio.AbstractEventLoop]) -> dict[str, 
         name = getattr(code, "co_qualname", code)
         module = modules.get(code) or files.get(getattr(code, "co_filename", ""), "")
         names[f"{module}.{name}" if module else str(name)] += count
-    return dict(names)
+    return None if _registries() is None else ended, dict(names)
 
 
 def _references(loops: Iterable[asyncio.AbstractEventLoop]) -> list[Callable[[], Any]]:

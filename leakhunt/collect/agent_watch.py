@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from leakhunt.collect.agent import AgentClient
+from leakhunt.core import runtime
+from leakhunt.core.runtime import Collection
 from leakhunt.core.samples import AgentSample
 from leakhunt.core.views import ConnectionView, StatusView
 from leakhunt.errors import LeakhuntError, NoAgent, ProcessGone
@@ -56,7 +58,8 @@ class AgentWatch:
     def ask(self, pids: Sequence[int], now: float, *, rows_too: bool) -> AgentSample | None:
         """What they say now, or said less than a second ago; ``None``: none answers.
 
-        :param rows_too: ask for every connection as well, for the bytes in user space.
+        :param rows_too: ask for every connection as well, for the bytes in user space, and for
+            what else is seldom asked: the detailed fields of ``runtime``.
         """
         self._rows_due = self._rows_due or rows_too
         if now - self._asked_at < EVERY_S * 0.9:  # an interval of 1 s is never exact
@@ -76,7 +79,7 @@ class AgentWatch:
                 continue
             client = self._clients.get(pid) or AgentClient(pid, timeout=_TIMEOUT_S)
             try:
-                statuses.append(client.status())
+                statuses.append(client.status(detailed=rows_too))
                 if rows_too:
                     rows += client.connections()
             except ProcessGone:
@@ -98,6 +101,27 @@ class AgentWatch:
         self._answer = summed(statuses, transport) if statuses else None
         return self._answer
 
+    def collect(self, pids: Sequence[int]) -> Collection | None:
+        """Have these processes collect their garbage, one after the other, and add it up.
+
+        ``None``: no agent does. The next :meth:`ask` asks them all afresh.
+        """
+        self._asked_at = float("-inf")
+        self._rows_due = True
+        collections: list[Collection] = []
+        for pid in pids:
+            client = self._clients.get(pid) or AgentClient(pid, timeout=_TIMEOUT_S)
+            try:
+                collections.append(client.collect())
+            except LeakhuntError as error:
+                client.close()
+                self._clients.pop(pid, None)
+                if not isinstance(error, (ProcessGone, NoAgent)):
+                    self._problems[pid] = error
+            else:
+                self._clients[pid] = client
+        return runtime.collections_summed(collections)
+
 
 def summed(statuses: Iterable[StatusView], transport_bytes: int | None = None) -> AgentSample:
     """The agents of all processes as one: counts add up, of lags the longest counts."""
@@ -109,6 +133,7 @@ def summed(statuses: Iterable[StatusView], transport_bytes: int | None = None) -
     for status in statuses:
         # Every agent tells what its process has; processes may share a name since a fork.
         stores.update({name: n for one in status.agents for name, n in one.store_members.items()})
+    runtimes = [status.runtime for status in statuses]
     agents = [agent for status in statuses for agent in status.agents]
     for agent in agents:
         for counter, counts in (
@@ -132,4 +157,5 @@ def summed(statuses: Iterable[StatusView], transport_bytes: int | None = None) -
         transport_bytes=transport_bytes,
         loop_lag_s=max((agent.loop.lag_s for agent in agents), default=0.0),
         loop_blocked_s=max((agent.loop.blocked_s for agent in agents), default=0.0),
+        runtime=None if None in runtimes else runtime.summed(filter(None, runtimes)),
     )

@@ -18,6 +18,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final, Self
 
 import psutil
@@ -133,6 +134,17 @@ class Sampler:
         )
         self.taken += 1
         return sample
+
+    def collected_sample(self) -> Sample:
+        """Have the agents collect garbage, then sample: ``agent.collection`` says what it freed.
+
+        It is ``None`` when no agent collected. Raises :class:`ProcessGone`.
+        """
+        collection = self._agents.collect([p.pid for p in self._tree.processes])
+        sample = self.sample()
+        if sample.agent is None:
+            return sample
+        return replace(sample, agent=replace(sample.agent, collection=collection))
 
     # --- processes --------------------------------------------------------------------------
 

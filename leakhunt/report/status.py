@@ -1,29 +1,96 @@
-"""An agent's status for the terminal: ledger, states, evictions, loop, guard, settings."""
+"""A process's status for the terminal: its interpreter, then each agent's ledger and health."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from leakhunt.core.runtime import Runtime
 from leakhunt.core.views import AgentView, LoopView, StatusView
 from leakhunt.report.conns import STATE_STYLES
 from leakhunt.report.console import plain_table
 from leakhunt.report.printable import printable
-from leakhunt.report.units import human_bytes, human_count, human_seconds
+from leakhunt.report.units import ABSENT, human_bytes, human_count, human_seconds
+
+MOST_COROUTINES: Final = 5
+"""Names of coroutines that are shown; ``--json`` has more."""
 
 
 def status_report(status: StatusView) -> RenderableType:
-    """All agents of one process, one after the other."""
+    """The interpreter of one process, and all of its agents, one after the other."""
     parts: list[RenderableType] = [
         Text(printable(f"process {status.pid}, leakhunt {status.version}, Python {status.python}")),
     ]
+    if status.runtime is not None:
+        parts.append(_runtime(status.runtime))
     if not status.agents:
         parts.append(Text("no agent is running in it"))
     for agent in status.agents:
         parts += [Text(""), _agent(agent)]
     return Group(*parts)
+
+
+def _runtime(runtime: Runtime) -> RenderableType:
+    table = plain_table(show_header=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    table.add_row("tasks", _tasks(runtime))
+    table.add_row("timers", human_count(runtime.timers))
+    table.add_row("collector", _collector(runtime))
+    table.add_row("memory blocks", human_count(runtime.allocated_blocks))
+    table.add_row("Python's arenas", _held(runtime.pymalloc_in_use_bytes, _unused(runtime)))
+    table.add_row("malloc", _held(runtime.malloc_in_use_bytes, runtime.malloc_free_bytes))
+    table.add_row("closed, still in memory", _closed(runtime))
+    return table
+
+
+def _tasks(runtime: Runtime) -> Text:
+    text = Text(human_count(runtime.tasks))
+    if runtime.tasks_ended:
+        text.append(f", of these {human_count(runtime.tasks_ended)} ended")
+    names = sorted(runtime.tasks_by_coroutine.items(), key=lambda item: (-item[1], item[0]))
+    if names:
+        shown = [f"{human_count(count)} {name}" for name, count in names[:MOST_COROUTINES]]
+        more = ", ..." if len(names) > MOST_COROUTINES else ""
+        text.append(printable(f"  ({', '.join(shown)}{more})"))
+    return text
+
+
+def _collector(runtime: Runtime) -> str:
+    """Collections by generation, the youngest first."""
+    runs = " / ".join(map(human_count, runtime.gc_collections)) or ABSENT
+    text = f"{runs} collections, {human_count(runtime.gc_collected)} objects freed"
+    if runtime.gc_uncollectable:
+        text += f", {human_count(runtime.gc_uncollectable)} uncollectable"
+    if runtime.gc_frozen:
+        text += f", {human_count(runtime.gc_frozen)} frozen"
+    return text
+
+
+def _unused(runtime: Runtime) -> int | None:
+    if runtime.pymalloc_arena_bytes is None or runtime.pymalloc_in_use_bytes is None:
+        return None
+    return runtime.pymalloc_arena_bytes - runtime.pymalloc_in_use_bytes
+
+
+def _held(in_use: int | None, free: int | None) -> str:
+    if in_use is None or free is None:
+        return ABSENT
+    return f"{human_bytes(in_use)} in use, {human_bytes(free)} free and kept"
+
+
+def _closed(runtime: Runtime) -> Text:
+    if runtime.closed_alive is None:
+        return Text("not watched")
+    text = Text(human_count(runtime.closed_alive))
+    if runtime.retained:
+        text.append(" (retained: ").append_text(_counts(runtime.retained_types)).append(")")
+    if runtime.closed_unwatched:
+        text.append(f", and {human_count(runtime.closed_unwatched)} more that are not watched")
+    return text
 
 
 def _agent(agent: AgentView) -> RenderableType:
