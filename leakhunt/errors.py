@@ -12,6 +12,7 @@
     │   ├── NoAgent            it has no socket of an agent at all
     │   └── AgentDenied        it answers, but not to this user
     ├── AgentProtocolError     what answered does not speak our protocol
+    ├── StoreUnreachable       a shared store (Redis) cannot be read
     ├── RunError               the command of `leakhunt run` cannot be started
     ├── RecordingError         a file is no recording, or cannot be read or written as one
     ├── ScenarioError          a scenario or its options make no sense
@@ -105,6 +106,17 @@ class AgentDenied(AgentUnreachable):
 
 class AgentProtocolError(LeakhuntError):
     """What answered does not speak our protocol, or another version of it."""
+
+
+class StoreUnreachable(LeakhuntError):
+    """A shared store cannot be read.
+
+    ``where`` is its address without user and password.
+    """
+
+    def __init__(self, where: str, why: str, *, hint: str = "") -> None:
+        super().__init__(f"{where} cannot be read: {why}", hint=hint)
+        self.where = where
 
 
 class RunError(LeakhuntError):

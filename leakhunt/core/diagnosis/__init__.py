@@ -25,7 +25,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from leakhunt.core.diagnosis import rules_agent, rules_clients, rules_inside, rules_memory
+from leakhunt.core.diagnosis import (
+    rules_agent,
+    rules_clients,
+    rules_inside,
+    rules_memory,
+    rules_store,
+)
 from leakhunt.core.diagnosis.facts import Facts, Least, Rule, gather
 from leakhunt.core.diagnosis.known import known_evidence, known_need
 from leakhunt.core.diagnosis.types import (
@@ -63,6 +69,7 @@ RULES: Final[tuple[Rule, ...]] = (
     *rules_clients.RULES,
     *rules_agent.RULES,
     *rules_inside.RULES,
+    *rules_store.RULES,
     *rules_memory.RULES,
 )
 """All rules; of two equally strong findings the one of the earlier rule wins."""
@@ -103,7 +110,10 @@ def diagnose(
         watched_s=facts.span_s,
         agent=facts.last.agent is not None,
         collection=facts.collection,
-        missing=tuple(dict.fromkeys(text for one in facts.series for text in one.missing)),
+        missing=(
+            *dict.fromkeys(text for one in facts.series for text in one.missing),
+            *filter(None, [rules_store.not_judged(facts)]),
+        ),
         undecided=tuple(undecided),
     )
 
