@@ -1,13 +1,14 @@
-"""A real server process for each test, ended whatever happens."""
+"""A real server process for each test, ended whatever happens; a certificate for all."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +36,25 @@ class Followed:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def agent(self) -> Any:
+    async def agent(self) -> Any:
         """What ``leakhunt status`` shows of its one agent."""
-        with AgentClient(self.pid) as client:
-            return client.status().agents[0]
+        return (await asyncio.to_thread(self._ask, AgentClient.status)).agents[0]
 
-    def connections(self) -> list[Any]:
+    async def connections(self) -> list[Any]:
         """What ``leakhunt conns`` shows."""
-        with AgentClient(self.pid) as client:
-            return client.connections()
+        rows: list[Any] = await asyncio.to_thread(self._ask, AgentClient.connections)
+        return rows
 
-    def end(self) -> dict[str, Any]:
+    async def end(self) -> dict[str, Any]:
         """Stop it; returns what it held at that moment."""
         self.process.terminate()
-        assert self.process.wait(20) == 0
+        assert await asyncio.to_thread(self.process.wait, 20) == 0
         state: dict[str, Any] = json.loads(self._state.read_text())
         return state
+
+    def _ask(self, question: Any) -> Any:
+        with AgentClient(self.pid) as client:
+            return question(client)
 
 
 @pytest.fixture(scope="session")
@@ -60,14 +64,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(cert), str(key)
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Any]:
-    """``start("--loop", "uvloop", ...)`` starts a server and returns it, ready."""
+@contextlib.asynccontextmanager
+async def starter(directory: Path) -> AsyncIterator[Any]:
+    """``await start("--loop", "uvloop", ...)`` starts a server and returns it, ready."""
     with contextlib.ExitStack() as stack:
 
-        def run(*options: str) -> Followed:
-            number = len(list(tmp_path.glob("state-*")))
-            state = tmp_path / f"state-{number}.json"
+        async def start(*options: str) -> Followed:
+            state = directory / f"state-{len(list(directory.glob('state-*')))}.json"
             state.touch()
             command = [sys.executable, "-W", "error", str(SERVER), "--state", str(state), *options]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -75,7 +78,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
             stack.callback(process.kill)
             stack.callback(process.send_signal, signal.SIGCONT)
             assert process.stdout is not None
-            words = process.stdout.readline().split()
+            words = (await asyncio.to_thread(process.stdout.readline)).split()
             assert words[:1] == ["ready"], words
             scheme = "wss" if "--tls" in options else "ws"
             url = f"{scheme}://127.0.0.1:{words[1]}/"
@@ -83,4 +86,4 @@ def start(tmp_path: Path) -> Iterator[Any]:
                 url = f"ws+unix://{options[options.index('--unix') + 1]}"
             return Followed(process, url, state)
 
-        yield run
+        yield start
