@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from leakhunt.cli.say import say
 from leakhunt.core.diagnosis import DEAD_AFTER_S, diagnose
 from leakhunt.core.durations import format_duration
 from leakhunt.core.samples import Sample
-from leakhunt.errors import RecordingError
+from leakhunt.errors import NotTestable, RecordingError
 
 SHORTEST_S: Final = 0.05
 KEEP_SOCKETS_S: Final = 120.0
@@ -45,19 +46,42 @@ def diagnosing(
         float,
         typer.Option(parser=duration, metavar="DURATION", help="How long a dead client may stay."),
     ] = DEAD_AFTER_S,
+    collect: Annotated[
+        bool,
+        typer.Option(
+            "--collect",
+            help="Ask the agent for one full collection and a trim at the end; the server stands "
+            "still meanwhile, and the pause is printed.",
+        ),
+    ] = False,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Look at the groups of Channels in this Redis, too; default: LEAKHUNT_REDIS_URL.",
+        ),
+    ] = None,
+    redis_prefix: Annotated[
+        str, typer.Option(metavar="TEXT", help="The prefix of the layer's keys there.")
+    ] = "asgi",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what is wrong with a running server, or with one that was recorded, and why.
 
     It looks from outside at memory, descriptors and every socket, in any language; where an
-    agent answers, at what the application believes, too. Exit code 0: nothing to repair; 1: a
-    fault was found; 2: the evidence does not decide, or it could not look.
+    agent answers, at what the application believes and what its interpreter holds, too. Exit
+    code 0: nothing to repair; 1: a fault was found; 2: the evidence does not decide, or it could
+    not look.
 
     Examples:
 
         leakhunt diagnose 4711 --for 30s
 
         leakhunt diagnose --port 8000 --for 5m --json
+
+        leakhunt diagnose 4711 --for 2m --collect
+
+        leakhunt diagnose 4711 --redis redis://127.0.0.1:6379/0
 
         leakhunt diagnose night.leakhunt
     """
@@ -67,12 +91,20 @@ def diagnosing(
         raise typer.BadParameter("it must be positive", param_hint="--dead-after")
     if what is None and port is None:
         raise typer.BadParameter("name the server by its PID or --port, or a recording")
+    library = ""
     with ExitStack() as stack:
         if what is not None and not what.isdecimal():
             from leakhunt.collect.recording import Recording
 
             if port is not None:
                 raise typer.BadParameter("a recording has its ports already", param_hint="--port")
+            if redis is not None:
+                raise typer.BadParameter("of a running server only", param_hint="--redis")
+            if collect:
+                raise typer.BadParameter(
+                    "a recording has no server that could collect: name its PID",
+                    param_hint="--collect",
+                )
             source = what
             series = stack.enter_context(Recording(Path(what))).series
             if not series:
@@ -84,17 +116,32 @@ def diagnosing(
             sampler = open_sampler(None if what is None else int(what), port, None)
             stack.callback(sampler.close)
             source = str(sampler.process.pid)
-            say(f"watching process {source} for {format_duration(for_)}")
+            library = _library(sampler.process.pid)
+            groups = None
+            if url := redis or os.environ.get("LEAKHUNT_REDIS_URL"):
+                from leakhunt.collect.redis_groups import RedisGroups
+
+                groups = stack.enter_context(RedisGroups(url, prefix=redis_prefix))
+            besides = "" if groups is None else f", and the groups in {groups.where},"
+            say(f"watching process {source}{besides} for {format_duration(for_)}")
             series = []
             begin = said_at = time.monotonic()
             for _ in _ticks(interval, for_):
-                series.append(sampler.sample())
+                sample = sampler.sample()
+                series.append(sample if groups is None else groups.added_to(sample))
                 _let_go(series)
+                if collect and len(series) == 1 and series[0].agent is None:
+                    raise _nobody_collects(source)
                 now = time.monotonic()
                 if now - said_at >= SAY_EVERY_S:
                     said_at = now
                     say(f"{format_duration(now - begin)} of {format_duration(for_)}")
-        found = diagnose(series, dead_after_s=dead_after)
+            if collect:
+                say("asking for one full collection and a trim: the server stands still")
+                series.append(sampler.collected_sample())
+                if series[-1].agent is None or series[-1].agent.collection is None:
+                    say("no agent collected: it does not answer, or is older than this command")
+        found = diagnose(series, dead_after_s=dead_after, library=library)
     if as_json:
         from leakhunt.report.diagnosis import diagnosis_json
 
@@ -117,6 +164,35 @@ def _ticks(interval: float, for_: float) -> Iterator[None]:
         if due > end:
             return
         time.sleep(max(0.0, due - time.monotonic()))
+
+
+def _library(pid: int) -> str:
+    """The server's library, if the process tells it: what its connections are known to need."""
+    from leakhunt.collect.packages import read_program
+    from leakhunt.core.readings import Reading
+    from leakhunt.core.tuning import library
+
+    try:
+        program = read_program(pid)
+    except OSError:  # another user's process, another system than Linux, or it is gone
+        return ""
+    return library(
+        Reading(
+            pid=pid,
+            runtime=program.runtime,
+            server=program.server,
+            options=program.options,
+            packages=program.packages,
+            loaded=program.loaded,
+        )
+    )
+
+
+def _nobody_collects(pid: str) -> NotTestable:
+    return NotTestable(
+        f"no agent answers in process {pid}, so nobody can collect there",
+        hint="leave --collect away, or restart the server by `leakhunt run --observe -- COMMAND`",
+    )
 
 
 def _let_go(series: list[Sample]) -> None:

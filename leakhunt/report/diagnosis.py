@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -10,6 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from leakhunt.core.diagnosis import NO_FAULT, Correlation, Diagnosis, Evidence, Finding, Verdict
+from leakhunt.core.runtime import Collection
 from leakhunt.report.console import plain_table
 from leakhunt.report.printable import printable
 from leakhunt.report.units import human_bytes, human_count, human_seconds
@@ -37,13 +39,29 @@ def diagnosis_report(found: Diagnosis) -> RenderableType:
         parts += [Text("Memory against connections", style="bold")]
         parts.append(Padding(_correlation(found.correlation), INDENT, expand=False))
         parts.append(Text(""))
+    if found.collection is not None:
+        parts.append(Text("The full collection", style="bold"))
+        parts.append(Padding(_collection(found.collection), INDENT, expand=False))
+        parts.append(Text(""))
     watched = f"{human_count(found.samples)} samples over {human_seconds(found.watched_s)}"
     if not found.agent:
         watched += "; no agent answered, so this is the view from outside"
     parts.append(Text(watched, style="dim"))
     parts += [Text(printable(f"not read: {one}"), style="yellow") for one in found.missing]
-    parts += [Text(f"not decided: {one}", style="dim") for one in found.undecided]
+    parts += [Text(f"not decided: {one}", style="dim") for one in _by_lack(found.undecided)]
     return Group(*parts)
+
+
+def _by_lack(undecided: Sequence[str]) -> list[str]:
+    """Rules that lack the same evidence in one line."""
+    rules: dict[str, list[str]] = {}
+    for one in undecided:
+        name, _, lack = one.partition(" needs ")
+        rules.setdefault(lack, []).append(name)
+    return [
+        f"{', '.join(names)} {'needs' if len(names) == 1 else 'need'} {lack}"
+        for lack, names in rules.items()
+    ]
 
 
 def verdict_line(found: Diagnosis) -> Text:
@@ -125,6 +143,26 @@ def _correlation(found: Correlation) -> RenderableType:
         rest += ", not steady"
     table.add_row("does not follow", rest)
     table.add_row("a leak is seen from", f"{human_bytes(found.limit_bytes_per_hour)}/h")
+    return table
+
+
+def _collection(found: Collection) -> RenderableType:
+    table = plain_table(show_header=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column()
+    table.add_row("the server stood still for", human_seconds(found.pause_s))
+    table.add_row("unreachable objects", human_count(found.unreachable))
+    rss = f"{human_bytes(found.rss_before_bytes)}, then {human_bytes(found.rss_collected_bytes)}"
+    if found.rss_trimmed_bytes is not None:
+        rss += f", after the trim {human_bytes(found.rss_trimmed_bytes)}"
+    table.add_row("RSS", rss)
+    for title, before, after, show in (
+        ("malloc in use", found.malloc_before_bytes, found.malloc_after_bytes, human_bytes),
+        ("blocks of objects", found.blocks_before, found.blocks_after, human_count),
+        ("closed connections", found.closed_alive_before, found.closed_alive_after, human_count),
+    ):
+        if before is not None and after is not None:
+            table.add_row(title, f"{show(before)}, then {show(after)}")
     return table
 
 

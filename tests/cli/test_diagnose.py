@@ -173,6 +173,7 @@ async def test_a_recording_is_diagnosed_without_its_server(tmp_path: Path) -> No
         ([], "name the server by its PID"),
         ([str(os.getpid()), "--interval", "1ms"], "the shortest is 50ms"),
         (["nowhere.leakhunt", "--port", "80"], "has its ports already"),
+        (["nowhere.leakhunt", "--collect"], "has no server that could collect"),
     ],
 )
 async def test_what_cannot_be_looked_at_is_exit_2(words: list[str], error: str) -> None:
@@ -180,6 +181,15 @@ async def test_what_cannot_be_looked_at_is_exit_2(words: list[str], error: str) 
     said = await diagnose(*words)
     assert (said.code, said.out) == (2, "")
     assert error in said.err
+
+
+async def test_without_an_agent_nobody_collects(start: Start) -> None:
+    """--collect needs somebody in the server: that is said at once, and what to do."""
+    pid, _ = start(FIELD, "websockets", "--bare")
+    said = await diagnose(pid, "--for", "30s", "--collect")
+    assert (said.code, said.out) == (2, "")
+    assert f"no agent answers in process {pid}, so nobody can collect there" in said.err
+    assert "leakhunt run" in said.err
 
 
 async def test_a_short_look_is_unknown(start: Start) -> None:

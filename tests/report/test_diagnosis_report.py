@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
 from leakhunt.core.diagnosis import Evidence, diagnose
-from leakhunt.core.samples import Sample, ServerSocket
+from leakhunt.core.runtime import Collection, Runtime
+from leakhunt.core.samples import AgentSample, Sample, ServerSocket
 from leakhunt.report.console import stdout_console
 from leakhunt.report.diagnosis import diagnosis_json, diagnosis_report, quantity
 
@@ -49,8 +51,36 @@ def test_what_lacked_is_said() -> None:
     """Too few samples: unknown, what is needed, and what could not be read."""
     text = text_of([sample(0.0, missing=("sockets of \x1b[2J: denied",))])
     assert text.startswith("UNKNOWN: too little was seen")
-    assert "not decided: zombies needs 4 samples (there are 1)" in text
+    assert "not decided: zombies, " in text
+    assert "need 4 samples (there are 1)" in " ".join(text.split())
     assert "not read: sockets of \\x1b[2J: denied" in text
+
+
+def test_rules_that_lack_the_same_share_a_line() -> None:
+    """Without an agent there is one line about it, not one for each rule."""
+    text = text_of([sample(float(at)) for at in range(20)])
+    text = " ".join(text.split())  # lines are wrapped
+    assert text.count("need an agent in the server") == 1
+    assert "not decided: registry-leak, closed-connections-kept, false-evictions, " in text
+
+
+def test_a_collection_is_shown_with_its_pause() -> None:
+    """How long the server stood still, and what that freed."""
+    collection = Collection(
+        pause_s=0.21, unreachable=12_034, rss_before_bytes=590_000_000,
+        rss_collected_bytes=484_000_000, rss_trimmed_bytes=55_000_000,
+        malloc_before_bytes=540_000_000, malloc_after_bytes=34_000_000,
+        closed_alive_before=10_000, closed_alive_after=3,
+    )  # fmt: skip
+    agent = AgentSample(opened=1, believed=1, runtime=Runtime(tasks=1))
+    seen = [sample(float(at), agent=agent) for at in range(20)]
+    seen.append(sample(20.0, agent=replace(agent, collection=collection)))
+    text = text_of(seen)
+    for words in ("The full collection", "210 ms", "12,034",
+                  "590 MB, then 484 MB, after the trim 55 MB", "10,000, then 3"):  # fmt: skip
+        assert words in text
+    content = json.loads(diagnosis_json(diagnose(seen), source="1"))
+    assert content["collection"]["rss_trimmed_bytes"] == 55_000_000
 
 
 def test_json_is_one_object_with_stable_names() -> None:
