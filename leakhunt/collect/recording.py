@@ -26,7 +26,7 @@ import msgspec
 
 from leakhunt._version import __version__
 from leakhunt.collect.server_sockets import SocketsOnDemand
-from leakhunt.core.samples import AgentSample, Sample, ServerSocket
+from leakhunt.core.samples import AgentSample, Sample, ServerSocket, StoreSample
 from leakhunt.errors import RecordingError
 
 VERSION: Final = 1
@@ -81,7 +81,7 @@ CREATE TABLE samples (
     rss_bytes INTEGER NOT NULL, uss_bytes INTEGER, pss_bytes INTEGER,
     cpu_s REAL, threads INTEGER, processes INTEGER NOT NULL, unix_connections INTEGER,
     descriptors TEXT NOT NULL, socket_states TEXT, agent TEXT, missing TEXT NOT NULL,
-    sockets_kept INTEGER NOT NULL
+    sockets_kept INTEGER NOT NULL, store TEXT
 );
 CREATE TABLE sockets (
     sample INTEGER NOT NULL, number INTEGER NOT NULL,
@@ -91,7 +91,7 @@ CREATE TABLE sockets (
 """
 _INSERT_SAMPLE: Final = (
     "INSERT INTO samples (at, wall, descriptors, socket_states, agent, missing, sockets_kept, "
-    f"{', '.join(_NUMBERS)}) VALUES ({', '.join('?' * (7 + len(_NUMBERS)))})"
+    f"store, {', '.join(_NUMBERS)}) VALUES ({', '.join('?' * (8 + len(_NUMBERS)))})"
 )
 _INSERT_SOCKET: Final = (
     f"INSERT INTO sockets VALUES ({', '.join('?' * (2 + len(_SOCKET_COLUMNS)))})"
@@ -192,6 +192,7 @@ class Recorder:
                 None if sample.agent is None else _json(asdict(sample.agent)),
                 _json(sample.missing),
                 sample.sockets_known,
+                None if sample.store is None else _json(asdict(sample.store)),
                 *(getattr(sample, name) for name in _NUMBERS),
             ),
         )
@@ -263,11 +264,14 @@ class Recording:
     @property
     def series(self) -> list[Sample]:
         """All samples in their order. Their sockets are read from the file when looked at."""
-        rows = self._base.execute(
-            "SELECT id, at, wall, descriptors, socket_states, agent, missing, sockets_kept, "
-            f"{', '.join(_NUMBERS)} FROM samples ORDER BY id"
-        )
         try:
+            columns = self._base.execute("PRAGMA table_info(samples)").fetchall()
+            # Recordings of before there were stores have no such column.
+            store = "store" if "store" in {column[1] for column in columns} else "NULL"
+            rows = self._base.execute(
+                "SELECT id, at, wall, descriptors, socket_states, agent, missing, sockets_kept, "
+                f"{store}, {', '.join(_NUMBERS)} FROM samples ORDER BY id"
+            )
             return [self._sample(*row) for row in rows]
         except (sqlite3.Error, msgspec.MsgspecError, TypeError) as error:
             raise RecordingError(f"{self.path} is damaged: {error}") from error
@@ -315,7 +319,7 @@ class Recording:
 
     def _sample(
         self, number: int, at: float, wall: float, descriptors: str, states: str | None,
-        agent: str | None, missing: str, kept: int, *numbers: Any,
+        agent: str | None, missing: str, kept: int, store: str | None, *numbers: Any,
     ) -> Sample:  # fmt: skip
         return Sample(
             at=at,
@@ -325,6 +329,7 @@ class Recording:
                 None if states is None else msgspec.json.decode(states, type=dict[str, int])
             ),
             agent=None if agent is None else msgspec.json.decode(agent, type=AgentSample),
+            store=None if store is None else msgspec.json.decode(store, type=StoreSample),
             missing=msgspec.json.decode(missing, type=tuple[str, ...]),
             sockets_known=bool(kept),
             sockets=RecordedSockets(self._base, number) if kept else (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -17,7 +18,7 @@ from sampling import bare, clients
 
 from leakhunt.collect.recording import APPLICATION_ID, Recorder, Recording
 from leakhunt.collect.sampler import Sampler
-from leakhunt.core.samples import AgentSample, Sample, ServerSocket
+from leakhunt.core.samples import AgentSample, Sample, ServerSocket, StoreNode, StoreSample
 from leakhunt.errors import RecordingError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -47,6 +48,13 @@ def made(number: int, sockets: int = 3) -> Sample:
         socket_states={"ESTABLISHED": sockets},
         unix_connections=number or None,
         agent=AgentSample(opened=number, closed={"client": 2}) if number % 2 else None,
+        store=StoreSample(
+            at=1.7e9 + number, groups=2, members=9, largest=8, unowned=1, cut=number == 4,
+            nodes=(
+                StoreNode(node="5f" * 16, members=8, head_at=1.7e9 + number / 3),
+                StoreNode(node="60" * 16, oldest_s=0.1),
+            ),
+        ) if number % 4 == 0 else None,
         missing=("something: is so",) if number % 3 == 0 else (),
     )  # fmt: skip
 
@@ -64,6 +72,18 @@ def test_a_series_is_read_back_as_it_was(tmp_path):
         assert back == series
         assert len(back[3].sockets) == 3
         assert back[3].sockets[1] == series[3].sockets[1]
+
+
+def test_a_recording_without_stores_is_read(tmp_path):
+    """Files that were written before samples had one: everything else is there."""
+    series = [made(number) for number in range(6)]
+    with Recorder(tmp_path / "r") as recorder:
+        for sample in series:
+            recorder.add(sample)
+    with contextlib.closing(sqlite3.connect(tmp_path / "r")) as base:
+        base.execute("ALTER TABLE samples DROP COLUMN store")
+    with Recording(tmp_path / "r") as recording:
+        assert recording.series == [replace(sample, store=None) for sample in series]
 
 
 def test_samples_of_a_real_server_are_read_back(tmp_path):
