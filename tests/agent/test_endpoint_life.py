@@ -260,7 +260,7 @@ def test_importing_the_endpoint_is_cheap() -> None:
 
 
 def test_the_wire_has_no_secrets_of_its_own() -> None:
-    """The three operations read; none changes the server."""
+    """Operations read, or collect garbage; none changes connections or settings."""
     answerer = endpoint_wire.Answerer(list)
     for op in ("evict", "close", "eval", "settings"):
         [line] = answerer.answer(json.dumps({"v": 1, "op": op}).encode())
