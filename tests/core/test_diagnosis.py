@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from series import BASE, MB, client, frozen, series, slow, vanished
 
 from leakhunt.core.diagnosis import NO_FAULT, RULES, Diagnosis, Verdict, diagnose
-from leakhunt.core.samples import AgentSample, Sample
+from leakhunt.core.samples import AgentSample, Sample, ServerSocket
 
 
 def names(found: Diagnosis) -> list[str]:
@@ -71,6 +71,26 @@ def _evicting(at: float) -> AgentSample:
 
 EVICTING = series(agent=_evicting)
 
+
+def _all_at_once(at: float) -> AgentSample:
+    """Another heartbeat than ours drops: the ledger only knows that they are closed."""
+    gone = 50 if at >= 20 else 0
+    return AgentSample(
+        opened=50 + (gone if at >= 22 else 0),
+        believed=50 - (gone if 20 <= at < 22 else 0),
+        closed={"closed": gone},
+        loop_blocked_s=at - 17 if 17 < at < 20 else 0.0,
+    )
+
+
+def _all_leave(at: float) -> list[ServerSocket]:
+    """The clients close while the loop stands still, which reads that afterwards."""
+    state = "CLOSE_WAIT" if 18 <= at < 20 else "ESTABLISHED"
+    return [client(n, at, state=state, state_since_at=at) for n in range(50)]
+
+
+DROPPING = series(agent=_all_at_once)
+
 DEAR = series(
     rss=lambda at: BASE + 250_000 * (50 + 10 * (at % 20)),
     sockets=lambda at: crowd(at, 50 + 10 * (at % 20)),
@@ -96,6 +116,7 @@ FAULTS = [
     (ROOMS, "registry-leak"),
     (DESCRIPTORS, "fd-leak"),
     (EVICTING, "false-evictions"),
+    (DROPPING, "false-evictions"),
     (DEAR, "compression-cost"),
     (KEPT_TWICE, "allocator"),
 ]
@@ -179,6 +200,7 @@ def _night(at: float) -> float:
 
 HARMLESS = {
     "idle": series(),
+    "all leave while the loop stands still": series(agent=_all_at_once, sockets=_all_leave),
     "warm-up": series(60, rss=lambda at: BASE + 20 * MB * (1 - math.exp(-at / 8))),
     "one step": series(60, rss=lambda at: BASE + (15 * MB if at > 20 else 0)),
     "wave": series(

@@ -11,9 +11,10 @@ registry-leak     closed connections' objects outlive a  8 answers over 5 s; 10 
                   full collection: somebody refers to    tenth of the connections, in each of
                   them. Without a collection they only   the last 8 or after the collection at
                   pile up: weak, it may be garbage       the end
-false-evictions   many are evicted in one interval in    4 samples over 3 s; one burst with lag
-                  which the event loop stood still, and  *and* with reconnects
-                  as many connect again
+false-evictions   many are evicted, or half of all end   4 samples over 3 s; one burst with lag
+                  by the server's hand, in one interval  *and* with reconnects
+                  in which the event loop stood still,
+                  and as many connect again
 ================  =====================================  ======================================
 """
 
@@ -25,6 +26,8 @@ from leakhunt.core.diagnosis import fixes
 from leakhunt.core.diagnosis.facts import Facts, Least, Rule, connections
 from leakhunt.core.diagnosis.growth import LEAST_POINTS, growth
 from leakhunt.core.diagnosis.types import Alternative, Evidence, Finding, Verdict
+from leakhunt.core.ledger import CLOSED
+from leakhunt.core.samples import Sample
 
 LEAST_SURPLUS: Final = 2
 """Connections that may be in the registry and not in the kernel's table: just ended."""
@@ -35,6 +38,9 @@ RETAINED_SHARE: Final = 0.1
 
 LEAST_BURST: Final = 3
 LEAST_BURST_SHARE: Final = 0.2
+LEAST_ENDED_SHARE: Final = 0.5
+"""Of those that end without an eviction of ours: the server's own heartbeat drops all at once."""
+
 LEAST_LAG_S: Final = 0.5
 RECONNECT_S: Final = 10.0
 
@@ -115,7 +121,7 @@ def closed_connections_kept(facts: Facts) -> Finding | None:
     tasks = inside.rest("tasks")
     evidence = [
         facts.evidence("retained_connections", kept, "objects"),
-        facts.evidence(f"retained_{kind}", told.retained_types[kind], "objects") if kind else None,
+        facts.evidence(f"retained:{kind}", told.retained_types[kind], "objects") if kind else None,
         facts.evidence("closed_and_alive", piling.per_s * 3600, "objects/h", piling.from_s)
         if piling
         else None,
@@ -154,11 +160,16 @@ def false_evictions(facts: Facts) -> Finding | None:
     """Live clients are dropped because the server itself stood still."""
     bursts: list[tuple[float, int, int, float]] = []
     agents = facts.agents
+    # Clients that left while the loop stood still end with it, too, and by their own hand.
+    left = {facts.at(one): _half_closed(one) for one in facts.series}
     for place in range(1, len(agents)):
         (_, before), (at, now) = agents[place - 1], agents[place]
         dropped = sum(now.evictions.values()) - sum(before.evictions.values())
         if dropped < max(LEAST_BURST, LEAST_BURST_SHARE * before.believed):
-            continue
+            dropped = now.closed.get(CLOSED, 0) - before.closed.get(CLOSED, 0)
+            dropped -= left.get(agents[place - 1][0], 0)
+            if dropped < max(LEAST_BURST, LEAST_ENDED_SHARE * before.believed):
+                continue
         lag = max(
             max(one.loop_lag_s, one.loop_blocked_s)
             for _, one in agents[max(0, place - 3) : place + 1]
@@ -174,10 +185,10 @@ def false_evictions(facts: Facts) -> Finding | None:
     return Finding(
         verdict=Verdict.FALSE_EVICTIONS,
         confidence=min(0.9, 0.65 + 0.1 * len(bursts)),
-        summary=f"{dropped} clients were evicted in {len(bursts)} bursts while the event loop "
+        summary=f"{dropped} clients were dropped in {len(bursts)} bursts while the event loop "
         "lagged, and connected again at once",
         evidence=(
-            Evidence("evicted_in_bursts", dropped, "connections", from_s, to_s),
+            Evidence("dropped_in_bursts", dropped, "connections", from_s, to_s),
             Evidence("connected_again", sum(b[2] for b in bursts), "connections", from_s, to_s),
             Evidence("largest_lag", max(b[3] for b in bursts), "s", from_s, to_s),
         ),
@@ -192,6 +203,13 @@ def false_evictions(facts: Facts) -> Finding | None:
         "the longest stall",
         fix=fixes.PATIENCE,
     )
+
+
+def _half_closed(sample: Sample) -> int:
+    """Clients that have closed, and whose end the server has not read yet."""
+    if sample.socket_states is not None:
+        return sample.socket_states.get("CLOSE_WAIT", 0)
+    return sum(one.state == "CLOSE_WAIT" for one in sample.sockets)
 
 
 RULES: Final = (
