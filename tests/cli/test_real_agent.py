@@ -73,6 +73,26 @@ def test_the_registry_of_a_real_server(server: Server, capsys: pytest.CaptureFix
     assert asked(capsys, "conns", pid)["total"] == 0
 
 
+def test_status_has_the_interpreters_word(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tasks of the handlers by name, detailed figures, and the same for people."""
+    pid, url = server
+    with connect(url) as ann, connect(url) as bob:
+        join(ann, "lobby")
+        join(bob, "lobby")
+        runtime = asked(capsys, "status", pid)["processes"][0]["runtime"]
+        assert runtime["tasks_by_coroutine"]["__main__.main"] == 1
+        assert runtime["tasks"] >= 3
+        assert runtime["tasks_ended"] == 0
+        assert runtime["timers"] is not None
+        assert runtime["closed_alive"] == 0
+        assert main(["status", str(pid)]) == 0
+        out = capsys.readouterr().out
+    assert "1 __main__.main" in out
+    assert "closed, still in memory  0" in out
+
+
 def test_a_blocked_event_loop_is_shown_with_its_stack(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
