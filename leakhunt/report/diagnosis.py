@@ -10,7 +10,15 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from leakhunt.core.diagnosis import NO_FAULT, Correlation, Diagnosis, Evidence, Finding, Verdict
+from leakhunt.core.diagnosis import (
+    NO_FAULT,
+    Correlation,
+    Diagnosis,
+    Evidence,
+    Finding,
+    Verdict,
+    fixes,
+)
 from leakhunt.core.runtime import Collection
 from leakhunt.report.console import plain_table
 from leakhunt.report.printable import printable
@@ -34,7 +42,7 @@ def diagnosis_report(found: Diagnosis) -> RenderableType:
     for place, finding in enumerate(found.findings):
         if place:
             parts += [Text("also: ").append(_title(finding)), Text("")]
-        parts += _finding(finding)
+        parts += _finding(finding, found.library)
     if found.correlation is not None:
         parts += [Text("Memory against connections", style="bold")]
         parts.append(Padding(_correlation(found.correlation), INDENT, expand=False))
@@ -83,7 +91,7 @@ def _style(verdict: Verdict) -> str:
     return "bold green" if verdict in NO_FAULT else "bold red"
 
 
-def _finding(finding: Finding) -> list[RenderableType]:
+def _finding(finding: Finding, library: str) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if finding.evidence:
         table = plain_table(show_header=False)
@@ -92,7 +100,7 @@ def _finding(finding: Finding) -> list[RenderableType]:
         table.add_column(style="dim")
         for one in finding.evidence:
             table.add_row(
-                one.name.replace("_", " "),
+                _name(one.name),
                 quantity(one),
                 f"{human_seconds(one.from_s)} to {human_seconds(one.to_s)}",
             )
@@ -104,13 +112,19 @@ def _finding(finding: Finding) -> list[RenderableType]:
         parts.append(Text(""))
     if finding.next:
         parts += [Text(printable(f"  Next: {finding.next}")), Text("")]
-    for framework, code in finding.fix.items():
+    for framework, code in fixes.relevant(finding.fix, library).items():
         title = "Fix" if framework == "any" else f"Fix, {framework}"
         lines = [Text(f"  {title}:"), *(Text(f"      {line}") for line in code.splitlines())]
         parts += lines
     if finding.fix:
         parts.append(Text(""))
     return parts
+
+
+def _name(name: str) -> str:
+    """``retained:ServerConnection``: the server's own names stay as they are."""
+    what, _, whose = name.partition(":")
+    return printable(f"{what.replace('_', ' ')} {whose}".rstrip())
 
 
 def quantity(one: Evidence) -> str:

@@ -292,14 +292,14 @@ def test_the_coroutine_that_grows_is_named() -> None:
     """Not the most frequent one: the one of which there are more and more."""
     first = diagnose(TASKS).findings[0]
     assert "app.push" in first.summary
-    assert {one.name: one.value for one in first.evidence}["tasks_of_app.push"] == 303
+    assert {one.name: one.value for one in first.evidence}["tasks_of:app.push"] == 303
 
 
 def test_the_class_that_is_held_is_named() -> None:
     """What the closed connections are, by their class."""
     first = diagnose(HELD).findings[0]
     assert "ServerConnection" in first.summary
-    assert "retained_ServerConnection" in [one.name for one in first.evidence]
+    assert "retained:ServerConnection" in [one.name for one in first.evidence]
 
 
 def test_without_a_collection_piling_objects_decide_nothing() -> None:
@@ -432,7 +432,7 @@ def test_an_older_agent_lacks_the_interpreter() -> None:
     """Rules that need it say so, and nothing else changes."""
     found = diagnose(series(agent=lambda at: AgentSample(opened=50, believed=50)))
     assert found.verdict == "healthy"
-    assert sum("answers about the interpreter" in one for one in found.undecided) == 6
+    assert sum("answers about the interpreter" in one for one in found.undecided) == 7
 
 
 def test_what_was_freed_is_split_by_who_had_held_it() -> None:
@@ -499,6 +499,7 @@ LINES = [
     for name, table in vars(fixes).items()
     if name.isupper() and isinstance(table, dict)
     for framework, code in table.items()
+    if isinstance(code, str)
 ]
 
 
@@ -509,6 +510,20 @@ def test_lines_to_paste_are_python(name: str, framework: str, code: str) -> None
         return
     body = "".join(f"    {line}\n" for line in code.splitlines())
     assert ast.parse(f"async def pasted():\n{body}").body
+
+
+@pytest.mark.parametrize(
+    ("library", "frameworks"),
+    [
+        ("tornado", {"any", "tornado"}),
+        ("hypercorn", {"any", "asgi", "socketio"}),
+        ("", set(fixes.REGISTRY)),
+    ],
+)
+def test_lines_are_those_of_the_servers_framework(library: str, frameworks: set[str]) -> None:
+    """Whose library is known gets its own lines, and those for any; Node only its own."""
+    assert set(fixes.relevant(fixes.REGISTRY, library)) == frameworks
+    assert set(fixes.relevant(fixes.HEARTBEAT, "node")) == {"ws (Node)"}
 
 
 # --- properties ---------------------------------------------------------------------------------
@@ -614,5 +629,5 @@ def verdicts(found: Diagnosis) -> list[Verdict]:
 def test_every_rule_that_needs_the_interpreter_says_so() -> None:
     """None of them is asked on fewer than eight answers."""
     inside = [rule for rule in RULES if rule.least.runtime]
-    assert len(inside) == 6
+    assert len(inside) == 7
     assert all(rule.least.samples >= 8 for rule in inside)

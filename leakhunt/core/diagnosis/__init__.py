@@ -109,6 +109,7 @@ def diagnose(
         samples=facts.count,
         watched_s=facts.span_s,
         agent=facts.last.agent is not None,
+        library=library,
         collection=facts.collection,
         missing=(
             *dict.fromkeys(text for one in facts.series for text in one.missing),

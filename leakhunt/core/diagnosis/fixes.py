@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
+
+FRAMEWORKS: Final = {
+    "websockets": ("websockets",),
+    "uvicorn": ("uvicorn", "asgi", "socketio", "channels", "channels_redis"),
+    "uvicorn-wsproto": ("uvicorn", "asgi", "socketio", "channels", "channels_redis"),
+    "hypercorn": ("asgi", "socketio", "channels", "channels_redis"),
+    "daphne": ("asgi", "socketio", "channels", "channels_redis"),
+    "granian": ("asgi", "socketio", "channels", "channels_redis"),
+    "aiohttp": ("aiohttp", "socketio"),
+    "tornado": ("tornado",),
+    "sanic": ("sanic", "socketio"),
+    "node": ("ws (Node)",),
+}
+"""What a server's library (:func:`leakhunt.core.tuning.library`) may run."""
+
+
+def relevant(fix: Mapping[str, str], library: str) -> dict[str, str]:
+    """The lines for that library's frameworks and for any; all, when it is not known."""
+    own = FRAMEWORKS.get(library)
+    if own is None:
+        return dict(fix)
+    if library != "node":  # what is for any is Python
+        own = ("any", *own)
+    return {name: lines for name, lines in fix.items() if name in own} or dict(fix)
+
 
 _RUN: Final = "leakhunt run --evict-after 30s -- COMMAND   # the server's code stays as it is"
 

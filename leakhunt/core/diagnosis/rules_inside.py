@@ -7,9 +7,12 @@ task-leak       tasks, or timers, grow steadily, and     8 answers over 5 s; at 
                 the connections do not explain it; they  tasks, or twice and 100 more timers
                 are not merely ended ones that closed
                 connections hold
-cyclic-garbage  a full collection freed objects of       8 answers over 5 s, and one full
-                closed connections, or 5 % of the        collection; 10 objects and half of
-                memory                                   them, or 5 %
+cyclic-garbage  a full collection that happened freed    8 answers over 5 s, and one full
+                closed connections and 5 % of all        collection; 10 connections and half
+                objects, or 20 % of them                 of them
+cyclic-garbage  the collection at the end freed closed   8 answers over 5 s, and --collect; 10
+                connections and 5 % of the memory, or    connections and half of them
+                half of its growth, or 20 % of it
 heap-growth     blocks grow steadily, and neither        8 answers over 5 s; 2 % more blocks,
                 connections, tasks, memberships,         or any steady growth of large ones
                 buffers nor closed objects explain it
@@ -33,6 +36,7 @@ from leakhunt.core.diagnosis.growth import Growth, growth
 from leakhunt.core.diagnosis.inside import Inside
 from leakhunt.core.diagnosis.types import Alternative, Evidence, Finding, Verdict
 from leakhunt.core.diagnosis.waves import kept_wave, wave_evidence
+from leakhunt.core.tuning import size
 
 LEAST_TASKS: Final = 10
 LEAST_TIMERS: Final = 100
@@ -40,7 +44,9 @@ LEAST_TIMERS: Final = 100
 
 LEAST_OBJECTS: Final = 10
 GARBAGE_SHARE: Final = 0.05
-"""Of the resident memory; less garbage is no more than usual."""
+MUCH: Final = 0.2
+"""Of the memory, or of all objects: with closed connections among it, and without. Clients that
+come and go leave some garbage that the next young collection takes: that is nothing to tell."""
 
 BLOCKS_EACH: Final = 2_000
 """What one task, membership or closed connection may hold in objects and still explain them."""
@@ -79,7 +85,7 @@ def task_leak(facts: Facts) -> Finding | None:
         facts.evidence("timers", timers.per_s * 3600, "timers/h", timers.from_s)
         if timers
         else None,
-        facts.evidence(f"tasks_of_{name}", count, "tasks") if name else None,
+        facts.evidence(f"tasks_of:{name}", count, "tasks") if name else None,
         None if ended is None else facts.evidence("share_of_ended_tasks", ended, "1"),
         *facts.memory_evidence(),
     ]
@@ -109,8 +115,6 @@ def task_leak(facts: Facts) -> Finding | None:
 def cyclic_garbage(facts: Facts) -> Finding | None:
     """Closed connections are in cycles and wait for the collector: no leak."""
     inside = facts.inside
-    if inside.collection is not None:
-        return _garbage_of_the_collection(facts)
     found: list[tuple[float, int, float]] = []
     usual = 3 * inside.jitter("allocated_blocks")
     for one in inside.passes:
@@ -118,7 +122,7 @@ def cyclic_garbage(facts: Facts) -> Finding | None:
         closed = closed if closed >= max(LEAST_OBJECTS, (one.before.closed_alive or 0) / 2) else 0
         blocks = (one.before.allocated_blocks or 0) - (one.after.allocated_blocks or 0)
         share = blocks / (one.before.allocated_blocks or 1) if blocks > usual else 0.0
-        if closed or share >= GARBAGE_SHARE:
+        if closed or share >= MUCH:
             found.append((one.at, closed, max(0.0, share)))
     if not found:
         return None
@@ -146,23 +150,24 @@ def cyclic_garbage(facts: Facts) -> Finding | None:
     )
 
 
-def _garbage_of_the_collection(facts: Facts) -> Finding | None:
+def garbage_at_the_end(facts: Facts) -> Finding | None:
+    """The collection that was asked for freed what had waited for one."""
     inside = facts.inside
     found, gave = inside.collection, inside.returned
     if found is None or gave is None or not found.unreachable:
         return None
     held, left = found.closed_alive_before or 0, found.closed_alive_after or 0
     closed = held - left if held - left >= max(LEAST_OBJECTS, held / 2) else 0
-    dear = gave.garbage_bytes >= GARBAGE_SHARE * found.rss_before_bytes
-    if not closed and not dear:
-        return None
-    wave = kept_wave(facts)
-    frees = gave.garbage_bytes
+    wave, frees = kept_wave(facts), gave.garbage_bytes
+    share = frees / (found.rss_before_bytes or 1)
     explains = frees >= 0.5 * facts.correlation.unexplained_bytes
+    least = GARBAGE_SHARE if closed or (explains and facts.correlation.growing) else MUCH
+    if not closed and share < least:
+        return None
     return Finding(
         verdict=Verdict.CYCLIC_GARBAGE,
-        confidence=0.85 if dear else WEAK,
-        summary=f"one full collection freed {gave.garbage_bytes / 1e6:.3g} MB"
+        confidence=0.85 if share >= least else WEAK,
+        summary=f"one full collection freed {size(gave.garbage_bytes)}"
         + (f" and {closed} closed connections" if closed else "")
         + ": they waited for the collector, nothing referred to them",
         evidence=(
@@ -201,13 +206,13 @@ def heap_growth(facts: Facts) -> Finding | None:
     if large and malloc and inside.freed_malloc_bytes > 0.5 * malloc.rise:
         return None
     survived = inside.passed_since(blocks.from_s)
-    confidence = 0.6 + 0.25 * survived - 0.1 * large
+    confidence = 0.6 + 0.25 * survived - 0.05 * large
     doubt = _doubt(facts, malloc.rise if malloc else facts.correlation.unexplained_bytes)
     if doubt or (not survived and _churn_explains(facts, blocks)):
         confidence = WEAK
     what = f"{blocks.rise:,.0f} more blocks of Python's objects"
     if large and malloc:
-        what += f" of {malloc.rise / blocks.rise / 1000:.3g} kB each"
+        what += f" of {size(malloc.rise / blocks.rise)} each"
     return Finding(
         verdict=Verdict.HEAP_GROWTH,
         confidence=confidence,
@@ -256,7 +261,7 @@ def native_leak(facts: Facts) -> Finding | None:
     return Finding(
         verdict=Verdict.NATIVE_LEAK,
         confidence=confidence,
-        summary=f"malloc's bytes in use grow by {malloc.per_s * 3600 / 1e6:.3g} MB/h, and neither "
+        summary=f"malloc's bytes in use grow by {size(malloc.per_s * 3600)}/h, and neither "
         "connections nor Python's objects do",
         evidence=(
             *_malloc_evidence(facts, malloc),
@@ -381,6 +386,7 @@ _LEAST: Final = Least(8, 5.0, runtime=True)
 RULES: Final = (
     Rule(Verdict.TASK_LEAK, _LEAST, task_leak),
     Rule(Verdict.CYCLIC_GARBAGE, _LEAST, cyclic_garbage),
+    Rule(Verdict.CYCLIC_GARBAGE, _LEAST, garbage_at_the_end),
     Rule(Verdict.HEAP_GROWTH, _LEAST, heap_growth),
     Rule(Verdict.NATIVE_LEAK, _LEAST, native_leak),
 )

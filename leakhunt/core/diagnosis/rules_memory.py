@@ -37,7 +37,7 @@ from leakhunt.core.diagnosis.growth import Growth
 from leakhunt.core.diagnosis.known import CLOSE, known_evidence, known_need
 from leakhunt.core.diagnosis.types import Alternative, Finding, Verdict
 from leakhunt.core.diagnosis.waves import kept_wave, wave_evidence, waves
-from leakhunt.core.tuning import DEFLATE
+from leakhunt.core.tuning import DEFLATE, size
 
 NOT_LEAKING: Final = frozenset({"connection", "listening"})
 """Kinds of descriptors that belong to the server's port."""
@@ -170,7 +170,7 @@ def kept_by_allocator(facts: Facts) -> Finding | None:
     return Finding(
         verdict=Verdict.ALLOCATOR,
         confidence=0.85 if gave and wave else 0.75 if wave else 0.6,
-        summary=f"{kept / 1e6:.3g} MB are freed, and were not given back to the system: {how}",
+        summary=f"{size(kept)} are freed, and were not given back to the system: {how}",
         evidence=(
             facts.evidence("freed_and_kept", kept, "bytes"),
             facts.evidence("rss", facts.last.rss_bytes, "bytes"),
@@ -210,7 +210,7 @@ def unexplained_growth(facts: Facts) -> Finding | None:
         verdict=Verdict.UNKNOWN,
         confidence=0.5,
         summary="memory grows by "
-        f"{found.unexplained_bytes_per_hour / 1e6:.3g} MB/h that no connection explains",
+        f"{size(found.unexplained_bytes_per_hour)}/h that no connection explains",
         evidence=facts.memory_evidence(),
         alternatives=tuple(_causes(facts)),
         next="watch longer (a warm-up ends by itself); " + _look_inside(facts),

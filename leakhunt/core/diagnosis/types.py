@@ -42,6 +42,7 @@ class Evidence:
     """One measured number that a finding rests on."""
 
     name: str
+    """What was measured; after a colon whose, when that is a name of the server's own."""
     value: float
     unit: str
     """``bytes``, ``bytes/h``, ``bytes/connection``, ``s``, or what is counted."""
@@ -105,6 +106,8 @@ class Diagnosis:
     watched_s: float
     agent: bool
     """Whether an agent answered in the last sample."""
+    library: str = ""
+    """The server's library, where it is known."""
     collection: Collection | None = None
     """The full collection that was asked for at the end."""
     missing: tuple[str, ...] = ()
@@ -127,6 +130,7 @@ class Diagnosis:
             "samples": self.samples,
             "watched_s": self.watched_s,
             "agent": self.agent,
+            "library": self.library or None,
             "findings": [
                 {**asdict(finding), "fix": dict(finding.fix)} for finding in self.findings
             ],
