@@ -29,14 +29,11 @@ _NLMSG_DONE: Final = 3
 _INFO: Final = 2  # INET_DIAG_INFO: struct tcp_info
 _SKMEMINFO: Final = 7  # INET_DIAG_SKMEMINFO: nine numbers
 
-_REQ_BYTECODE: Final = 1  # INET_DIAG_REQ_BYTECODE
-_S_GE: Final = 2  # INET_DIAG_BC_S_GE: the local port is at least
-_S_LE: Final = 3  # INET_DIAG_BC_S_LE: ... at most
-
 TIMERS: Final = ("off", "retransmit", "keepalive", "timewait", "persist")
 """Names of ``idiag_timer``."""
 
 _HEADER: Final = struct.Struct("=IHHII")
+_LENGTH_TYPE_FLAGS: Final = struct.Struct("=IHH")
 _MESSAGE: Final = struct.Struct("=4BHH16s16s12x5I")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _SKMEM: Final = struct.Struct("=9I")
@@ -71,26 +68,39 @@ class RawSocket(NamedTuple):
 def dump_request(family: int, state_bits: int, port: int | None, details: bool) -> bytes:
     """A request for all TCP sockets of a family in these states, on this local port."""
     extensions = (1 << (_INFO - 1) | 1 << (_SKMEMINFO - 1)) if details else 0
-    body = struct.pack("=BBBxI48x", family, IPPROTO_TCP, extensions, state_bits)
-    if port is not None:
-        program = _local_port_program(port)
-        body += _ATTRIBUTE.pack(4 + len(program), _REQ_BYTECODE) + program
+    # The filter by port costs nothing here; as "bytecode" it would be run for every socket.
+    body = struct.pack("=BBBxI", family, IPPROTO_TCP, extensions, state_bits)
+    body += struct.pack(">H46x", port or 0)  # struct inet_diag_sockid, its first field
     return _HEADER.pack(16 + len(body), SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0) + body
 
 
-def _local_port_program(port: int) -> bytes:
-    """``local port >= port and local port <= port``.
+def may_end_with(data: memoryview, begin: int, end: int) -> bool:
+    """Whether an answer may end with this datagram; looks at the first and last message only.
 
-    Two operations of eight bytes, each ``code, yes, no`` and its operand; ``yes`` and ``no``
-    are how far to jump. Ending exactly at the end accepts, jumping past it rejects. (The
-    kernel has an "equal" too, but only since 5.9.)
+    The end is a message of its own kind, behind all others. Most datagrams are full sockets,
+    all of one length: where the last one is such a message, the end is not.
     """
-    operation = struct.Struct("=BBHHH")
-    return operation.pack(_S_GE, 8, 20, 0, port) + operation.pack(_S_LE, 8, 12, 0, port)
+    if end - begin < 16:
+        return True
+    first = length, kind, _ = _LENGTH_TYPE_FLAGS.unpack_from(data, begin)
+    size = (length + 3) & ~3
+    if (
+        kind == SOCK_DIAG_BY_FAMILY
+        and 16 <= size <= end - begin
+        and (end - begin) % size == 0
+        and _LENGTH_TYPE_FLAGS.unpack_from(data, end - size) == first
+    ):
+        return False
+    while begin + 16 <= end:
+        length, kind, _ = _LENGTH_TYPE_FLAGS.unpack_from(data, begin)
+        if length < 16 or kind in (_NLMSG_DONE, _NLMSG_ERROR):
+            return True
+        begin += (length + 3) & ~3
+    return False
 
 
 def read_messages(data: memoryview, found: Callable[[RawSocket], object]) -> bool:
-    """Read one datagram of the answer; ``True`` when the dump is complete.
+    """Read datagrams of the answer, one after the other; ``True`` when the dump is complete.
 
     Raises ``OSError`` with the kernel's error, :class:`DumpInterrupted` when the kernel says
     that the dump is not consistent.

@@ -1,8 +1,9 @@
 """The answer of an INET_DIAG dump kept as it came, and read a column at a time.
 
-All full sockets of one dump have the same attributes in the same order, so that a datagram is
-an array: one compiled ``struct`` reads it at the speed of C. What has another shape (a
-handshake under way) is left to :func:`leakhunt.collect.netlink_diag.read_messages`. Pure.
+All full sockets of one dump have the same attributes in the same order, so that the answer is
+an array of records: a column of it is a slice with a stride, one compiled ``struct`` reads all
+columns, both at the speed of C. What has another shape (a handshake under way) is left to
+:func:`leakhunt.collect.netlink_diag.read_messages`. Pure.
 
 The point is the cost: to make an object of every socket takes five times as long as to receive
 it, and most samples are only counted.
@@ -12,73 +13,142 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from leakhunt.collect.netlink_diag import SOCK_DIAG_BY_FAMILY, TIMERS, address_text, to_host_order
 from leakhunt.core.tcp import STATES
 
-_HEAD: Final = struct.Struct("=Q")  # length, type and flags of the message at once
-_ATTRIBUTE: Final = struct.Struct("=I")  # length and type
-_LENGTH_TYPE_FLAGS: Final = struct.Struct("=IHH")
+_HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, number, port
+_PORT: Final = struct.Struct("=H")
 _INFO, _SKMEMINFO = 2, 7
 _NLM_F_MULTI: Final = 2
 _LITTLE: Final = sys.byteorder == "little"
 
-
-class Identity(NamedTuple):
-    """What every sample needs of a socket."""
-
-    head: int
-    state: int
-    cookie: int
-    """The kernel's own number of the socket; never used twice."""
-    inode: int
-    memory_head: int
-    info_head: int
+MEMORY: Final = {"rmem": 0, "fwd_alloc": 4, "wmem_queued": 5, "optmem": 6, "backlog": 7}
+"""Which of the ``SK_MEMINFO_*`` numbers are kernel memory of the queues."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Where things are in one message, and the structs that read a whole array of them."""
+    """Where things are in one message, and the struct that reads a whole array of them."""
 
     size: int
-    head: int
-    memory_head: int
-    info_head: int
-    identities: struct.Struct
+    """Bytes from one message to the next; a multiple of four."""
+    heads: tuple[tuple[int, bytes], ...]
+    """Offsets and values of the words that a message of this layout has."""
+    columns: Mapping[str, int]
+    """Offset of every column."""
     details: struct.Struct
     has_window: bool
     """Whether ``struct tcp_info`` is long enough for the peer's window (Linux 5.4)."""
 
 
-@dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive full sockets, as the kernel wrote them."""
+    """Full sockets of one layout, as the kernel wrote them."""
 
-    family: int
-    layout: Layout
-    raw: bytes
-    identities: list[tuple[int, ...]]
-    """One :class:`Identity` each, as a plain tuple."""
+    __slots__ = ("cookies", "family", "inodes", "layout", "raw", "states")
+
+    def __init__(self, family: int, layout: Layout, raw: bytes | memoryview) -> None:
+        self.family: Final = family
+        self.layout: Final = layout
+        self.raw: Final = raw
+        self.states: Final = memoryview(raw)[layout.columns["state"] :: layout.size].tobytes()
+        """A byte for each socket."""
+        self.inodes: Final = self._words(layout.columns["inode"]).tobytes()
+        """Four bytes for each."""
+        self.cookies: Final = self._cookies()
+        """Eight bytes for each: the kernel's own number of the socket, never used twice."""
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @property
+    def identity(self) -> tuple[bytes, bytes, bytes]:
+        """The same in two dumps when they are of the same sockets, in the same states."""
+        return self.cookies, self.inodes, self.states
+
+    def numbers(self, name: str) -> list[int]:
+        """One of the columns of 32 bits."""
+        return self._words(self.layout.columns[name]).tolist()
+
+    def cookie_numbers(self) -> list[int]:
+        """The cookies as numbers."""
+        return memoryview(self.cookies).cast("Q").tolist()
+
+    def peer(self, number: int) -> str:
+        """Address and port of one socket's client."""
+        at = number * self.layout.size
+        port: int = _PORT.unpack_from(self.raw, at + 22)[0]
+        return _endpoint(self.family, bytes(self.raw[at + 40 : at + 56]), port)
+
+    def _words(self, offset: int) -> memoryview:
+        return memoryview(self.raw).cast("I")[offset // 4 :: self.layout.size // 4]
+
+    def _cookies(self) -> bytes:
+        # They are not aligned to eight bytes, so that they come in halves.
+        found = bytearray(8 * len(self))
+        halves = memoryview(found).cast("I")
+        at = self.layout.columns["cookie"]
+        halves[0::2], halves[1::2] = self._words(at), self._words(at + 4)
+        return bytes(found)
 
 
-def read_block(data: memoryview) -> tuple[Block | None, int]:
-    """The full sockets that a datagram begins with, and how many bytes they are."""
-    layout = _layout_of(data)
-    if layout is None:
-        return None, 0
-    count = len(data) // layout.size
-    raw = bytes(data[: count * layout.size])
-    identities = list(layout.identities.iter_unpack(raw))
-    expected = (layout.head, layout.memory_head, layout.info_head)
-    for number, (head, _, _, _, memory_head, info_head) in enumerate(identities):
-        if (head, memory_head, info_head) != expected:
-            raw, identities = raw[: number * layout.size], identities[:number]
+def read_blocks(data: memoryview) -> tuple[list[Block], list[memoryview]]:
+    """Part an answer: its full sockets, and all other messages as they came.
+
+    :param data: datagrams, one after the other; the blocks keep it, it must not be written again.
+    """
+    pieces: dict[tuple[int, Layout], list[memoryview]] = {}
+    rest = []
+    at, size = 0, len(data)
+    while at < size:
+        layout = _layout_of(data[at:])
+        if layout is not None:
+            length = _alike(data[at:], layout) * layout.size
+            pieces.setdefault((data[at + 16], layout), []).append(data[at : at + length])
+        else:
+            length = _message_bytes(data[at:])
+            rest.append(data[at : at + length])
+        at += length
+    blocks = [
+        Block(family, layout, found[0] if len(found) == 1 else b"".join(found))
+        for (family, layout), found in pieces.items()
+    ]
+    return blocks, rest
+
+
+def _message_bytes(data: memoryview) -> int:
+    """The length of the first message; all that there is, if it cannot be one."""
+    length = (_HEADER.unpack_from(data)[0] + 3) & ~3 if len(data) >= _HEADER.size else 0
+    return length if _HEADER.size <= length <= len(data) else len(data)
+
+
+def _alike(data: memoryview, layout: Layout) -> int:
+    """How many messages have the layout, from the first one on."""
+    found, step = 0, 64
+    most = len(data) // layout.size
+    while found < most:
+        # What comes next may be of another shape soon: to look far ahead each time would
+        # make a mixed answer dear.
+        count = min(step, most - found)
+        begin = found * layout.size
+        alike = _alike_of(data[begin : begin + count * layout.size].cast("I"), layout, count)
+        found += alike
+        if alike < count:
             break
-    return Block(data[16], layout, raw, identities), len(raw)
+        step *= 8
+    return found
+
+
+def _alike_of(words: memoryview, layout: Layout, count: int) -> int:
+    for offset, value in layout.heads:
+        column = words[offset // 4 :: layout.size // 4].tobytes()
+        if not column.startswith(value * count):
+            count = next(n for n in range(count) if column[4 * n : 4 * n + 4] != value)
+    return count
 
 
 DETAILS: Final = (
@@ -99,8 +169,8 @@ def details_of(block: Block) -> Iterator[tuple[Any, ...]]:
         data_sent, data_recv, ack_recv, rtt, acked, received, notsent, *window,
     ) in block.layout.details.iter_unpack(block.raw):  # fmt: skip
         yield (
-            f"{_text(family, peer)}:{to_host_order(peer_port)}",
-            f"{_text(family, local)}:{to_host_order(local_port)}",
+            _endpoint(family, peer, peer_port),
+            _endpoint(family, local, local_port),
             STATES[state] if state < len(STATES) else str(state),
             inode, recv_queue, send_queue, notsent, unacked, tcp_backoff, probes, retransmits,
             TIMERS[timer] if timer < len(TIMERS) else str(timer),
@@ -110,6 +180,10 @@ def details_of(block: Block) -> Iterator[tuple[Any, ...]]:
             1 << (scale & 0x0F if _LITTLE else scale >> 4),
             rmem + fwd + wmem + optmem + backlog,
         )  # fmt: skip
+
+
+def _endpoint(family: int, address: bytes, port: int) -> str:
+    return f"{_text(family, address)}:{to_host_order(port)}"
 
 
 @lru_cache(maxsize=4096)
@@ -122,7 +196,7 @@ def _layout_of(data: memoryview) -> Layout | None:
     """The layout of the first message; ``None`` when it is not a full socket's."""
     if len(data) < 88:
         return None
-    length, kind, flags = _LENGTH_TYPE_FLAGS.unpack_from(data)
+    length, kind, flags, _, _ = _HEADER.unpack_from(data)
     if kind != SOCK_DIAG_BY_FAMILY or flags != _NLM_F_MULTI or not 88 <= length <= len(data):
         return None
     at: dict[int, tuple[int, int]] = {}
@@ -135,46 +209,45 @@ def _layout_of(data: memoryview) -> Layout | None:
         offset += (size + 3) & ~3
     if _INFO not in at or _SKMEMINFO not in at:
         return None
-    return _layout((length + 3) & ~3, _HEAD.unpack_from(data)[0], *at[_SKMEMINFO], *at[_INFO])
+    return _layout(length, kind, flags, *at[_SKMEMINFO], *at[_INFO])
 
 
 @lru_cache(maxsize=16)
 def _layout(
-    size: int, head: int, memory_at: int, memory_size: int, info_at: int, info_size: int
-) -> Layout | None:
+    length: int, kind: int, flags: int, memory_at: int, memory_size: int, info_at: int,
+    info_size: int,
+) -> Layout | None:  # fmt: skip
     if memory_at > info_at or memory_size < 40 or info_size < 152:
         return None  # before Linux 4.6; or a kernel that writes them in another order
+    memory, info = memory_at + 4, info_at + 4
     # The header of a message is 16 bytes; struct inet_diag_msg follows.
-    identities = _fields(
-        size,
-        [(0, "Q"), (17, "B"), (60, "Q"), (84, "I"), (memory_at, "I"), (info_at, "I")],
-    )
-    info = info_at + 4
     columns = [
-        (17, "B"), (18, "B"), (20, "H"), (22, "H"), (24, "16s"), (40, "16s"),
-        (72, "I"), (76, "I"), (84, "I"),
-        *((memory_at + 4 + 4 * number, "I") for number in (0, 4, 5, 6, 7)),
-        (info + 2, "B"), (info + 3, "B"), (info + 4, "B"), (info + 6, "B"), (info + 24, "I"),
-        (info + 44, "I"), (info + 52, "I"), (info + 56, "I"), (info + 68, "I"),
-        (info + 120, "Q"), (info + 128, "Q"), (info + 144, "I"),
+        ("state", 17, "B"), ("timer", 18, "B"), ("local_port", 20, "H"), ("peer_port", 22, "H"),
+        ("local", 24, "16s"), ("peer", 40, "16s"), ("recv_queue_bytes", 72, "I"),
+        ("send_queue_bytes", 76, "I"), ("inode", 84, "I"),
+        *((name, memory + 4 * number, "I") for name, number in MEMORY.items()),
+        ("retransmits", info + 2, "B"), ("probes", info + 3, "B"), ("backoff", info + 4, "B"),
+        ("scale", info + 6, "B"), ("unacked", info + 24, "I"), ("last_sent_ms", info + 44, "I"),
+        ("last_recv_ms", info + 52, "I"), ("last_ack_ms", info + 56, "I"),
+        ("rtt_us", info + 68, "I"), ("bytes_acked", info + 120, "Q"),
+        ("bytes_received", info + 128, "Q"), ("notsent_bytes", info + 144, "I"),
     ]  # fmt: skip
     has_window = info_size >= 4 + 232
     if has_window:
-        columns.append((info + 228, "I"))
+        columns.append(("snd_wnd", info + 228, "I"))
+    size = (length + 3) & ~3
     return Layout(
         size=size,
-        head=head,
-        memory_head=_attribute_head(memory_size, _SKMEMINFO),
-        info_head=_attribute_head(info_size, _INFO),
-        identities=identities,
-        details=_fields(size, columns),
+        heads=(
+            (0, struct.pack("=I", length)),
+            (4, struct.pack("=HH", kind, flags)),
+            (memory_at, struct.pack("=HH", memory_size, _SKMEMINFO)),
+            (info_at, struct.pack("=HH", info_size, _INFO)),
+        ),
+        columns={"cookie": 60, **{name: offset for name, offset, _ in columns}},
+        details=_fields(size, [(offset, code) for _, offset, code in columns]),
         has_window=has_window,
     )
-
-
-def _attribute_head(size: int, kind: int) -> int:
-    number: int = _ATTRIBUTE.unpack(struct.pack("=HH", size, kind))[0]
-    return number
 
 
 def _fields(size: int, columns: list[tuple[int, str]]) -> struct.Struct:

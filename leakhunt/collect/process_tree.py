@@ -44,12 +44,12 @@ class ServerProcess:
         self.targets: dict[str, int | str] = {}
         """Descriptor -> inode of its socket, or what it is otherwise."""
         self._count: int | None = None
+        self._started: bytes | None = None
 
     def vitals(self) -> Vitals:
         """Raises :class:`leakhunt.errors.ProcessGone`."""
         if not LINUX:
             return self._vitals_by_psutil()
-        self.handle.check()
         try:
             text = Path(f"/proc/{self.pid}/stat").read_bytes()
             # Its own memory column is not exact (proc_pid_stat(5)).
@@ -58,7 +58,10 @@ class ServerProcess:
             raise self.handle.gone() from None
         # proc_pid_stat(5), from the third field on; the name before it may hold anything.
         words = text.rpartition(b")")[2].split()
-        if words[0] in (b"Z", b"X"):
+        if self._started is None:
+            self.handle.check()
+            self._started = words[19]
+        if words[0] in (b"Z", b"X") or words[19] != self._started:
             raise self.handle.gone()
         return Vitals(
             rss_bytes=pages * _PAGE_BYTES,
@@ -117,17 +120,40 @@ class ProcessTree:
     def __init__(self, root: ProcessHandle) -> None:
         self.root = root
         self.processes: list[ServerProcess] = [ServerProcess(root)]
+        self._children: list[bytes] | None = None
 
-    def refresh(self) -> bool:
+    def refresh(self, *, afresh: bool = True) -> bool:
         """Find new workers, forget those that ended; whether there were any.
+
+        :param afresh: look at every process of the machine, 25 µs each, even where the kernel's
+            lists of our processes' children are what they were.
 
         Raises :class:`leakhunt.errors.ProcessGone` for the root.
         """
+        children = self._list_children()
+        if not afresh and children is not None and children == self._children:
+            return False
         known = {process.handle: process for process in self.processes}
         now = self.root.tree()
         self.root.check()
         self.processes = [known.get(handle) or ServerProcess(handle) for handle in now]
-        return known.keys() != set(now)
+        changed = known.keys() != set(now)
+        self._children = None if changed else children
+        return changed
+
+    def _list_children(self) -> list[bytes] | None:
+        """What the kernel lists as children of our processes' threads; ``None``: it does not."""
+        found = []
+        try:
+            for process in self.processes:
+                directory = f"/proc/{process.pid}/task"
+                for thread in sorted(os.listdir(directory)):
+                    # There if the kernel was built with CONFIG_PROC_CHILDREN, as most are.
+                    with open(f"{directory}/{thread}/children", "rb", buffering=0) as file:
+                        found.append(file.read())
+        except OSError:
+            return None
+        return found
 
     def owners(self) -> dict[int, int]:
         """Inode -> pid over all descriptors; of a shared one the first process."""

@@ -28,7 +28,7 @@ from leakhunt.collect.listeners import find_port_listener
 from leakhunt.collect.namespaces import namespaces_of
 from leakhunt.collect.process import ProcessHandle
 from leakhunt.collect.process_tree import LINUX, ProcessTree, UnixSockets, unix_sockets, user_of
-from leakhunt.collect.server_sockets import ServerSockets, SocketMemory, inodes_in
+from leakhunt.collect.server_sockets import ServerSockets, SocketMemory
 from leakhunt.collect.sockets import SocketTable
 from leakhunt.core.samples import Sample
 from leakhunt.core.tcp import STATES
@@ -67,6 +67,7 @@ class Sampler:
         self._families: Mapping[int, set[int]] = {}
         self._memory = SocketMemory()
         self._owners: dict[int, int] = {}
+        self._linked: frozenset[int] | None = None  # sockets of which all owners are known
         self._kinds: dict[str, int] | None = None
         self._readable = True
         self._unix: UnixSockets | None = None
@@ -102,8 +103,7 @@ class Sampler:
         now, wall = time.monotonic(), time.time()
         dear = self.taken % DEAR_EVERY == 0
         if dear or now - self._tree_at >= _TREE_EVERY_S * 0.9:
-            if self._tree.refresh():
-                self._kinds = None
+            self._refresh_tree(afresh=dear)
             self._tree_at = now
         rss, cpu_s, threads, processes = self._vitals()
         uss, pss = self._dear_memory() if dear else (None, None)
@@ -148,20 +148,28 @@ class Sampler:
 
     # --- processes --------------------------------------------------------------------------
 
+    def _refresh_tree(self, *, afresh: bool) -> None:
+        if self._tree.refresh(afresh=afresh):
+            self._kinds = None
+
     def _vitals(self) -> tuple[int, float, int, int]:
         rss = threads = count = 0
         cpu_s = 0.0
+        ended = False
         for process in self._tree.processes:
             try:
                 vitals = process.vitals()
             except ProcessGone:
                 if process.handle == self.process:
                     raise
-                continue  # a worker may end while we look
+                ended = True  # a worker, which its parent may not have noticed yet
+                continue
             rss += vitals.rss_bytes
             cpu_s += vitals.cpu_s
             threads += vitals.threads
             count += 1
+        if ended:
+            self._refresh_tree(afresh=True)
         return rss, cpu_s, threads, count
 
     def _dear_memory(self) -> tuple[int | None, int | None]:
@@ -181,7 +189,7 @@ class Sampler:
         self._standing.pop("uss", None)
         return uss, pss if has_pss else None
 
-    def _list_descriptors(self, inodes: set[int] | frozenset[int], *, afresh: bool) -> None:
+    def _list_descriptors(self, inodes: frozenset[int], *, afresh: bool) -> None:
         """Bring the link from sockets to processes up to date.
 
         :param inodes: of the sockets that the kernel lists now.
@@ -192,8 +200,9 @@ class Sampler:
                 "descriptors by kind, and which process holds a socket: Linux only"
             )
             return
-        changed = not inodes <= self._owners.keys()
-        gone = self._memory.inodes - inodes
+        changed = inodes is not self._linked and not inodes <= self._owners.keys()
+        known = self._memory.inodes
+        gone = frozenset() if inodes is known else known - inodes
         readable, renewed = True, False
         for process in self._tree.processes:
             try:
@@ -214,6 +223,8 @@ class Sampler:
         if renewed:
             self._owners = self._tree.owners()
             self._kinds = None
+            changed = not inodes <= self._owners.keys()
+        self._linked = None if changed else inodes
 
     def _descriptors(self) -> dict[str, int]:
         if not self._readable:
@@ -280,7 +291,7 @@ class Sampler:
                 others += found[1]
         except OSError as error:
             self._standing["sockets"] = f"sockets: {error.strerror or error}"
-            return ServerSockets([], []), {}, False
+            return ServerSockets([], [], 0), {}, False
         self._standing.pop("sockets", None)
         if not self._table.has_witness:
             self._standing["witness"] = (
@@ -288,7 +299,7 @@ class Sampler:
                 " round-trip times and memory"
                 + ("" if LINUX else "; psutil's view has no queues either")
             )
-        self._list_descriptors(inodes_in(blocks, others), afresh=False)
+        self._list_descriptors(self._memory.inodes_in(blocks, others), afresh=False)
         owners = self._owners if self._readable else None
         sockets, states = self._memory.take(blocks, others, owners, now)
         return sockets, states, bool(self.ports) or self._readable

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
+from itertools import compress
 from typing import Any, Final, NamedTuple, overload
 
-from leakhunt.collect.netlink_rows import DETAILS, Block, details_of
+from leakhunt.collect.netlink_rows import DETAILS, MEMORY, Block, details_of
 from leakhunt.collect.sockets import SocketSample
 from leakhunt.core.samples import ServerSocket
+from leakhunt.core.socket_totals import SocketTotals, is_open, totals_of
 from leakhunt.core.tcp import STATES
 
 
@@ -22,6 +24,7 @@ class Memory(NamedTuple):
     state_since_at: float
 
 
+_ESTABLISHED: Final = STATES.index("ESTABLISHED")
 _SETTERS: Final = tuple(ServerSocket.__dict__[name].__set__ for name in DETAILS)
 _set_pid, _set_first_seen, _set_state_since = (
     ServerSocket.__dict__[name].__set__ for name in ("pid", "first_seen_at", "state_since_at")
@@ -51,19 +54,22 @@ class SocketsOnDemand(Sequence[ServerSocket]):
 class ServerSockets(SocketsOnDemand):
     """Sockets that become objects when they are looked at; to keep them costs 0.5 kB each.
 
-    ``len()`` is free; go over them once, with ``for``: every pass decodes them again.
+    ``len()`` is free. Go over them once, with ``for``: every pass decodes them again. What is
+    asked of all of them together is answered from the columns, without an object.
     """
 
-    __slots__ = ("_blocks", "_length", "_others")
+    __slots__ = ("_blocks", "_length", "_open", "_others")
 
     def __init__(
-        self, blocks: Sequence[tuple[Block, Sequence[Memory | None]]], others: list[ServerSocket]
+        self,
+        blocks: Sequence[tuple[Block, Sequence[Memory | None]]],
+        others: list[ServerSocket],
+        length: int,
     ) -> None:
         self._blocks = blocks
         self._others = others
-        self._length = len(others) + sum(
-            len(memories) - memories.count(None) for _, memories in blocks
-        )
+        self._open: dict[Hashable, float] | None = None
+        self._length = length
 
     def __len__(self) -> int:
         return self._length
@@ -85,15 +91,126 @@ class ServerSockets(SocketsOnDemand):
     def __repr__(self) -> str:
         return f"<{self._length} sockets>"
 
+    def totals(self, silent_after_s: float) -> SocketTotals:
+        """As :meth:`leakhunt.core.socket_totals.CountedSockets.totals`."""
+        found = totals_of(self._others, silent_after_s)
+        longest_ms = silent_after_s * 1000
+        for block, memories in self._blocks:
+
+            def numbers(
+                name: str, block: Block = block, memories: Sequence[object] = memories
+            ) -> list[int]:
+                column = block.numbers(name)
+                # Without other servers' sockets, if there are any.
+                return list(compress(column, memories)) if None in memories else column
+
+            ages, inodes = numbers("last_recv_ms"), numbers("inode")
+            if 0 in inodes:
+                states = compress(block.states, memories)
+                ages = [
+                    age
+                    for age, inode, state in zip(ages, inodes, states, strict=True)
+                    if inode or state == _ESTABLISHED
+                ]
+            found += SocketTotals(
+                open=len(ages),
+                clocked=len(ages),
+                silent=sum(map(longest_ms.__lt__, ages)),
+                recv_queue_bytes=sum(numbers("recv_queue_bytes")),
+                send_queue_bytes=sum(numbers("send_queue_bytes")),
+                memory_bytes=sum(sum(numbers(name)) for name in MEMORY) if inodes else None,
+            )
+        return found
+
+    def changes_since(self, before: object) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """As :meth:`leakhunt.core.socket_totals.CountedSockets.changes_since`."""
+        if not isinstance(before, ServerSockets):
+            return None
+        if self._is_as(before):
+            return (), ()
+        now, then = self._open_since(), before._open_since()
+        # Not seen for a while, and then again: to us it is another one.
+        again = {key for key in now.keys() & then.keys() if now[key] != then[key]}
+        return (
+            self._peers((now.keys() - then.keys()) | again),
+            before._peers((then.keys() - now.keys()) | again),
+        )
+
+    def _is_as(self, before: ServerSockets) -> bool:
+        """Whether they are the same sockets in the same states, told at once."""
+        return (
+            not self._others
+            and not before._others
+            and len(self._blocks) == len(before._blocks)
+            and all(
+                mine is theirs
+                for (_, mine), (_, theirs) in zip(self._blocks, before._blocks, strict=True)
+            )
+        )
+
+    def _open_since(self) -> dict[Hashable, float]:
+        """Every open socket, and since when it is known."""
+        if self._open is None:
+            self._open = {
+                cookie: memory[3]
+                for block, memories in self._blocks
+                for cookie, memory in zip(block.cookie_numbers(), memories, strict=True)
+                if memory is not None and (memory[1] or memory[0] == _ESTABLISHED)
+            }
+            for one in self._others:
+                if is_open(one):
+                    self._open[one.peer, one.local] = one.first_seen_at
+        return self._open
+
+    def _peers(self, keys: Set[Hashable]) -> tuple[str, ...]:
+        if not keys:
+            return ()
+        found = [
+            block.peer(number)
+            for block, _ in self._blocks
+            for number, cookie in enumerate(block.cookie_numbers())
+            if cookie in keys
+        ]
+        found += [one.peer for one in self._others if (one.peer, one.local) in keys]
+        return tuple(found)
+
 
 class SocketMemory:
     """Keeps for every socket when it was first seen, since when it is in its state, and whose
-    it is."""
+    it is.
+
+    Most samples have the same sockets in the same states as the one before. That is seen by
+    comparing whole columns, and then nothing is done for the single socket.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, Memory] = {}
+        self._known: dict[Hashable, Memory] = {}  # by the kernel's cookie
+        self._known_others: dict[Hashable, Memory] = {}
+        self._identities: list[tuple[bytes, bytes, bytes]] = []
+        self._memories: list[list[Memory | None]] = []
+        self._states: Counter[int | str] = Counter()
+        self._owners: Mapping[int, int] | None = None
+        self._settled = True
+        self._left_out = False
+        self._listed: list[bytes | int] = []
+        self._listed_inodes: frozenset[int] = frozenset()
         self.inodes: frozenset[int] = frozenset()
         """Of the last sample, without 0."""
+
+    def inodes_in(
+        self, blocks: Collection[Block], others: Collection[SocketSample]
+    ) -> frozenset[int]:
+        """The inodes of a dump, without 0; as long as they are the same, the same object."""
+        listed: list[bytes | int] = [
+            *(block.inodes for block in blocks),
+            *(sample.inode for sample in others),
+        ]
+        if listed != self._listed:
+            found = {inode for block in blocks for inode in block.numbers("inode")}
+            found.update(sample.inode for sample in others)
+            found.discard(0)
+            self._listed, self._listed_inodes = listed, frozenset(found)
+        return self._listed_inodes
 
     def take(
         self,
@@ -104,59 +221,64 @@ class SocketMemory:
     ) -> tuple[ServerSockets, dict[str, int]]:
         """The sockets of one sample, and how many there are by state.
 
-        :param owners: inode -> pid of the server's own sockets; a socket with a descriptor
-            that is not among them belongs to another server on the same port and is left out.
-            ``None`` where nobody can tell.
+        :param owners: inode -> pid of the server's own sockets, a new mapping when it changed;
+            a socket with a descriptor that is not among them belongs to another server on the
+            same port and is left out. ``None`` where nobody can tell.
         """
+        identities = [block.identity for block in blocks]
+        if identities != self._identities or not (self._settled or owners is self._owners):
+            self._look_at_each(blocks, owners, now)
+            self._identities, self._owners = identities, owners
+        states = self._states.copy()
+        before, self._known_others = self._known_others, {}
+        kept = []
+        for sample in others:
+            key = (sample.local, sample.peer)
+            memory = _remember(before.get(key), sample.state, sample.inode, owners, now)
+            if memory is not None:
+                self._known_others[key] = memory
+                states[memory.state] += 1
+                kept.append(_from_sample(sample, memory))
+        inodes = self.inodes_in(blocks, others)
+        if self._left_out or len(kept) < len(others):
+            held = [*self._known.values(), *self._known_others.values()]
+            inodes = frozenset(memory[1] for memory in held if memory[1])
+        self.inodes = inodes
+        names: Counter[str] = Counter()
+        for number, count in states.items():
+            names[_state_name(number)] += count
+        sockets = ServerSockets(
+            list(zip(blocks, self._memories, strict=True)), kept, states.total()
+        )
+        return sockets, dict(names)
+
+    def _look_at_each(
+        self, blocks: Sequence[Block], owners: Mapping[int, int] | None, now: float
+    ) -> None:
         before = self._known
-        known: dict[Hashable, Memory] = {}
-        counts: Counter[int | str] = Counter()
-        inodes = set()
-        kept_blocks = []
+        self._known, self._memories, self._states = {}, [], Counter()
+        self._settled, self._left_out = True, False
         for block in blocks:
-            memories: list[Memory | None] = []
-            add = memories.append
-            for _, state, cookie, inode, _, _ in block.identities:
-                memory = before.get(cookie)
+            cookies = block.cookie_numbers()
+            memories = list(map(before.get, cookies))
+            rows = zip(memories, block.states, block.numbers("inode"), strict=True)
+            for number, (memory, state, inode) in enumerate(rows):
                 if (
                     memory is None
                     or memory[0] != state
                     or memory[1] != inode
                     or memory[2] is None  # a worker may have taken it meanwhile
                 ):
-                    memory = _remember(memory, state, inode, owners, now)
-                    if memory is None:
-                        add(None)
-                        continue
-                known[cookie] = memory
-                counts[state] += 1
-                inodes.add(inode)
-                add(memory)
-            kept_blocks.append((block, memories))
-        kept = []
-        for sample in others:
-            key = (sample.local, sample.peer)
-            memory = _remember(before.get(key), sample.state, sample.inode, owners, now)
-            if memory is not None:
-                known[key] = memory
-                counts[memory.state] += 1
-                inodes.add(sample.inode)
-                kept.append(_from_sample(sample, memory))
-        self._known = known
-        inodes.discard(0)
-        self.inodes = frozenset(inodes)
-        states: Counter[str] = Counter()
-        for number, count in counts.items():
-            states[_state_name(number)] += count
-        return ServerSockets(kept_blocks, kept), dict(states)
-
-
-def inodes_in(blocks: Collection[Block], others: Collection[SocketSample]) -> set[int]:
-    """The inodes of a dump, without 0."""
-    found = {identity[3] for block in blocks for identity in block.identities}
-    found |= {sample.inode for sample in others}
-    found.discard(0)
-    return found
+                    memory = memories[number] = _remember(memory, state, inode, owners, now)
+                    if memory is None or memory[2] is None:
+                        self._settled = False
+            if None in memories:
+                self._left_out = True
+            for cookie, memory in zip(cookies, memories, strict=True):
+                if memory is not None:
+                    self._known[cookie] = memory
+            self._memories.append(memories)
+            self._states.update(compress(block.states, memories))
 
 
 def _remember(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from leakhunt.core.samples import Sample, ServerSocket
+from leakhunt.core.socket_totals import CountedSockets, is_open, totals_of
 
 HEARD_WITHIN_S: Final = 20.0
 """A client whose last bytes are older than this is silent."""
@@ -44,52 +45,63 @@ class Summariser:
     """Summarises the samples of one server in their order; remembers the last one's sockets."""
 
     def __init__(self) -> None:
-        self._open: dict[Key, str] | None = None
+        self._before: Sequence[ServerSocket] | Mapping[Key, str] | None = None
         self._evictions: Mapping[str, int] | None = None
         self._pid: int | None = None
 
-    def of(self, sample: Sample, sockets: Iterable[ServerSocket] | None = None) -> Summary:
+    def of(self, sample: Sample, sockets: Collection[ServerSocket] | None = None) -> Summary:
         """The summary of the next sample.
 
-        :param sockets: those of the sample, where the caller has decoded them already.
+        :param sockets: those of the sample, where the caller has decoded them already. None is
+            decoded for this where they can be counted without.
         """
         if sample.pid != self._pid:
             # Another process: nothing of the old one was closed by it, or evicted.
-            self._open, self._evictions = (None if self._pid is None else {}), None
+            self._before, self._evictions = (None if self._pid is None else {}), None
             self._pid = sample.pid
         evicted = self._evicted(sample)
         believed = None if sample.agent is None else sample.agent.believed
         if not sample.sockets_known:
             return Summary(believed=believed, evicted=evicted)
-        opened: dict[Key, str] = {}
-        silent = clocks = recv_queue = send_queue = memory = 0
-        memory_known = False
-        for one in sample.sockets if sockets is None else sockets:
-            recv_queue += one.recv_queue_bytes
-            send_queue += one.send_queue_bytes
-            if one.memory_bytes is not None:
-                memory += one.memory_bytes
-                memory_known = True
-            if one.inode or one.state == "ESTABLISHED":
-                opened[one.peer, one.local, one.first_seen_at] = one.peer
-                if one.last_data_recv_s is not None:
-                    clocks += 1
-                    silent += one.last_data_recv_s > HEARD_WITHIN_S
-        before, self._open = self._open, opened
-        count = len(opened)
-        known = clocks == count
+        if isinstance(sample.sockets, CountedSockets):
+            totals = sample.sockets.totals(HEARD_WITHIN_S)
+        else:
+            sockets = tuple(sample.sockets) if sockets is None else sockets
+            totals = totals_of(sockets, HEARD_WITHIN_S)
+        opened, closed = self._changes(sample, sockets)
+        known = totals.clocked == totals.open
+        memory = totals.memory_bytes
         return Summary(
-            believed=count if believed is None else believed,
-            sockets=count,
-            heard=count - silent if known else None,
-            silent=silent if known else None,
-            recv_queue_bytes=recv_queue,
-            send_queue_bytes=send_queue,
-            memory_bytes=memory if memory_known or not sample.sockets else None,
-            opened=() if before is None else _missing_in(opened, before),
-            closed=() if before is None else _missing_in(before, opened),
+            believed=totals.open if believed is None else believed,
+            sockets=totals.open,
+            heard=totals.open - totals.silent if known else None,
+            silent=totals.silent if known else None,
+            recv_queue_bytes=totals.recv_queue_bytes,
+            send_queue_bytes=totals.send_queue_bytes,
+            memory_bytes=0 if memory is None and not sample.sockets else memory,
+            opened=opened,
+            closed=closed,
             evicted=evicted,
         )
+
+    def _changes(
+        self, sample: Sample, sockets: Collection[ServerSocket] | None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Peers of what was opened and closed since the sample before."""
+        before = self._before
+        if isinstance(sample.sockets, CountedSockets):
+            self._before = sample.sockets
+            if before is None:
+                return (), ()
+            if found := sample.sockets.changes_since(before):
+                return found
+        now = _open_ones(sample.sockets if sockets is None else sockets)
+        if not isinstance(sample.sockets, CountedSockets):
+            self._before = now
+        if before is None:
+            return (), ()
+        then = before if isinstance(before, Mapping) else _open_ones(before)
+        return _missing_in(now, then), _missing_in(then, now)
 
     def _evicted(self, sample: Sample) -> dict[str, int]:
         if sample.agent is None:
@@ -99,6 +111,10 @@ class Summariser:
             return {}
         changes = {why: n - before.get(why, 0) for why, n in sample.agent.evictions.items()}
         return {why: n for why, n in changes.items() if n > 0}
+
+
+def _open_ones(sockets: Iterable[ServerSocket]) -> dict[Key, str]:
+    return {(one.peer, one.local, one.first_seen_at): one.peer for one in sockets if is_open(one)}
 
 
 def _missing_in(these: Mapping[Key, str], others: Mapping[Key, str]) -> tuple[str, ...]:
