@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from redis_server import free_port, redis_server
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -36,12 +36,6 @@ with connect(sys.argv[1], ping_interval=None) as client:
     print("joined", flush=True)
     client.recv()
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
@@ -63,20 +57,8 @@ def accepts(port: int) -> bool:
 @pytest.fixture(scope="module")
 def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A Redis of our own, which keeps nothing."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed")
-    port = free_port()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    with subprocess.Popen(
-        command, cwd=tmp_path_factory.mktemp("redis"), stdout=subprocess.DEVNULL
-    ) as process:
-        try:
-            until(lambda: accepts(port))
-            yield port
-        finally:
-            process.terminate()
-            process.wait(10)
+    with redis_server(tmp_path_factory.mktemp("redis")) as port:
+        yield port
 
 
 class App:

@@ -38,20 +38,21 @@ NAMED: Final = 5
 """So many dead processes are named in the clean-up."""
 
 
-FIX: Final = {
+LEAVE: Final = {
     "any": "leakhunt run -- COMMAND   # leaves every group of a client, however it ends",
-    "channels": "async def disconnect(self, code):\n"
+    "channels": "async def disconnect(self, code):  # in the consumer\n"
     "    await self.channel_layer.group_discard(self.group, self.channel_name)",
-    "channels_redis": 'CHANNEL_LAYERS["default"]["CONFIG"]["group_expiry"] = 4 * 3600\n'
-    "# seconds; longer than your longest connection: a group forgets its older members",
 }
-"""Lines to paste."""
+"""Lines to paste where closed connections stay in groups."""
 
-CLEAN_UP: Final = """dead = %s
+EXPIRE: Final = """CHANNEL_LAYERS["default"]["CONFIG"]["group_expiry"] = 4 * 3600
+# seconds; longer than your longest connection: a group forgets its older members"""
+
+CLEAN_UP: Final = """client, dead = redis.Redis.from_url(URL), %s
 for key in client.scan_iter("asgi:group:*", count=1000):
     for name, added in client.zscan_iter(key):
         if any(f".{node}!".encode() in name for node in dead):
-            client.zrem(key, name)  # nobody of that name ever comes back"""
+            client.zrem(key, name)"""
 
 
 class Look(NamedTuple):
@@ -88,10 +89,10 @@ def store_leak(facts: Facts) -> Finding | None:
     of_abandoned = sum(node.members for node, _ in found.abandoned)
     what = []
     if found.abandoned:
-        who = "process takes" if len(found.abandoned) == 1 else "processes take"
-        what.append(f"{of_abandoned} of {len(found.abandoned)} that {who} no messages any more")
+        who = "process that takes" if len(found.abandoned) == 1 else "processes that take"
+        what.append(f"{of_abandoned} are of {len(found.abandoned)} {who} no messages any more")
     if found.surplus:
-        what.append(f"{found.surplus} of connections of this server that are closed")
+        what.append(f"{found.surplus} are of connections of this server that are closed")
     dead = of_abandoned + found.surplus
 
     def seen(name: str, value: float, unit: str) -> Evidence:
@@ -145,9 +146,20 @@ def store_leak(facts: Facts) -> Finding | None:
                 else []
             ),
         ),
-        next="leave every group in disconnect(); remove what dead processes left behind, or wait "
-        "for group_expiry (a day by default)",
-        fix=_fix([node.node for node, _ in found.abandoned]),
+        next="; ".join(
+            [
+                *(["leave every group when a client has gone"] if found.surplus else []),
+                *(
+                    [
+                        "take out what dead processes left when they are gone for certain, or "
+                        "wait for group_expiry (a day by default)"
+                    ]
+                    if found.abandoned
+                    else []
+                ),
+            ]
+        ),
+        fix=(LEAVE if found.surplus else {}) | _clean_up([one.node for one, _ in found.abandoned]),
     )
 
 
@@ -238,9 +250,9 @@ def _node(look: Look, name: str) -> StoreNode | None:
     return next((node for node in look.store.nodes if node.node == name), None)
 
 
-def _fix(dead: Sequence[str]) -> dict[str, str]:
+def _clean_up(dead: Sequence[str]) -> dict[str, str]:
     names = [name for name in dead if name.isalnum()][:NAMED]
-    return FIX | ({"what dead processes left, by redis-py": CLEAN_UP % names} if names else {})
+    return {"channels_redis": EXPIRE, "redis-py": CLEAN_UP % names} if names else {}
 
 
 RULES: Final = (Rule(Verdict.STORE_LEAK, Least(LEAST_LOOKS, LEAST_LOOKED_S), store_leak),)
