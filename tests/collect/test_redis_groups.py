@@ -20,6 +20,7 @@ from tls import make_certificate
 from leakhunt.collect import redis_groups
 from leakhunt.collect.agent_watch import summed
 from leakhunt.collect.redis_groups import RedisGroups, without_secrets
+from leakhunt.core.diagnosis.rules_store import CLEAN_UP
 from leakhunt.core.samples import Sample, StoreSample
 from leakhunt.core.views import AgentView, StatusView
 from leakhunt.errors import StoreUnreachable
@@ -124,6 +125,21 @@ def test_nothing_is_written(client: redis.Redis, port: int) -> None:
     assert (client.dbsize(), client.zrange("asgi:group:lobby", 0, -1, withscores=True)) == before
     opening = {"hello", "auth", "select", "client|setinfo", "client|maint_notifications"}
     assert sent - opening - {"config|resetstat"} == {"time", "scan", "zrange", "zcard", "pttl"}
+
+
+def test_the_clean_up_that_is_shown_takes_out_the_dead(client: redis.Redis, port: int) -> None:
+    """Every member of the processes that it names, and no other."""
+    living = {name.encode(): added for name, added in channels(HERE, 3).items()}
+    for group in ("lobby", "a*[b]"):
+        client.zadd(f"asgi:group:{group}", channels(THERE, 1500) | channels(HERE, 3))
+    client.zadd("asgi:group:last", channels(THERE, 1))
+    settings: dict[str, Any] = {"default": {"CONFIG": {}}}
+    known = {"redis": redis, "URL": f"redis://127.0.0.1:{port}", "CHANNEL_LAYERS": settings}
+    exec(CLEAN_UP % [THERE], known)
+    known["client"].close()  # type: ignore[attr-defined]
+    for group in ("lobby", "a*[b]"):
+        assert dict(client.zrange(f"asgi:group:{group}", 0, -1, withscores=True)) == living
+    assert not client.exists("asgi:group:last")
 
 
 def test_groups_come_and_go(

@@ -75,8 +75,8 @@ def test_a_process_that_takes_nothing_is_dead(dead: Callable[[float], StoreNode]
     assert told["members_of_dead_processes"] == told["dead_members"] == 7
     assert told["members"] == 12
     assert told["nothing_taken_for"] == pytest.approx(44.0 if dead is killed else 98.5)
-    assert THERE in found.findings[0].fix["redis-py"]
-    compile(found.findings[0].fix["redis-py"], "fix", "exec")
+    assert THERE in found.findings[0].fix["channels_redis"]
+    compile(found.findings[0].fix["channels_redis"], "fix", "exec")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_members_beyond_the_living_channels_are_dead() -> None:
     assert found.verdict is Verdict.STORE_LEAK
     assert evidence(found)["members_of_closed_connections"] == 3
     assert "group_discard" in found.findings[0].fix["channels"]
-    assert "redis-py" not in found.findings[0].fix
+    assert "channels_redis" not in found.findings[0].fix
     assert note(found) == ""
 
 

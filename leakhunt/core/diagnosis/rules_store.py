@@ -45,14 +45,15 @@ LEAVE: Final = {
 }
 """Lines to paste where closed connections stay in groups."""
 
-EXPIRE: Final = """CHANNEL_LAYERS["default"]["CONFIG"]["group_expiry"] = 4 * 3600
-# seconds; longer than your longest connection: a group forgets its older members"""
-
-CLEAN_UP: Final = """client, dead = redis.Redis.from_url(URL), %s
+CLEAN_UP: Final = """# once, when those processes are gone for certain:
+client, dead = redis.Redis.from_url(URL), %s
 for key in client.scan_iter("asgi:group:*", count=1000):
     for name, added in client.zscan_iter(key):
         if any(f".{node}!".encode() in name for node in dead):
-            client.zrem(key, name)"""
+            client.zrem(key, name)
+# from now on; seconds, longer than your longest connection (older members are dropped):
+CHANNEL_LAYERS["default"]["CONFIG"]["group_expiry"] = 4 * 3600"""
+"""Lines to paste where a process left its members behind."""
 
 
 class Look(NamedTuple):
@@ -252,7 +253,7 @@ def _node(look: Look, name: str) -> StoreNode | None:
 
 def _clean_up(dead: Sequence[str]) -> dict[str, str]:
     names = [name for name in dead if name.isalnum()][:NAMED]
-    return {"channels_redis": EXPIRE, "redis-py": CLEAN_UP % names} if names else {}
+    return {"channels_redis": CLEAN_UP % names} if names else {}
 
 
 RULES: Final = (Rule(Verdict.STORE_LEAK, Least(LEAST_LOOKS, LEAST_LOOKED_S), store_leak),)
