@@ -319,6 +319,21 @@ def test_piling_objects_in_flat_memory_are_healthy_and_mentioned() -> None:
     assert [one.verdict for one in found.findings] == ["healthy", "registry-leak"]
 
 
+def test_a_short_look_with_a_collection_names_what_is_held() -> None:
+    """Closed connections count after 5 s: too late to grow steadily, and they hold the blocks."""
+    seen = told(
+        lambda at: {
+            "closed_alive": round(max(0.0, at - 6) * 20),
+            "allocated_blocks": BLOCKS + round(at * 5000),
+        },
+        ended,
+        count=13,
+    )
+    found = diagnose(collected(seen, rss_trimmed_bytes=BASE))
+    assert [one.verdict for one in found.findings] == ["registry-leak"]
+    assert found.findings[0].confidence == 0.85
+
+
 def test_ended_tasks_of_held_connections_are_no_task_leak() -> None:
     """The connections hold them: one fault, one verdict. Running ones hold the connections."""
     assert Verdict.TASK_LEAK not in [one.verdict for one in diagnose(HELD).findings]

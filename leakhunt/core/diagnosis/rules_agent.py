@@ -115,9 +115,11 @@ def closed_connections_kept(facts: Facts) -> Finding | None:
         summary += "collection left them, so something refers to them"
     else:
         summary = "objects of closed connections pile up, and no full collection has passed yet"
+    closed = [value for _, value in inside.points("closed_alive")]
+    more = kept - closed[0] if closed and inside.collection is not None else 0.0
     confidence = 0.45
     if lost:
-        confidence = 0.85 if piling else 0.75 if inside.collection else 0.6
+        confidence = 0.85 if piling or more >= LEAST_RETAINED else 0.6
     tasks = inside.rest("tasks")
     evidence = [
         facts.evidence("retained_connections", kept, "objects"),

@@ -327,14 +327,24 @@ def _ended_share(inside: Inside) -> float | None:
 
 
 def _is_explained(facts: Facts, blocks: Growth) -> bool:
-    """Whether tasks, closed connections or memberships grow by enough to own the blocks."""
+    """Whether tasks, closed connections or memberships are so many more that the blocks may be
+    theirs. They need not grow steadily: closed connections count after 5 s only."""
     inside = facts.inside
-    owners = [
-        inside.rest("tasks"),
-        growth(inside.points("closed_alive")),
-        growth([(at, float(agent.memberships)) for at, agent in facts.agents]),
-    ]
-    return any(owner and owner.rise * BLOCKS_EACH >= blocks.rise for owner in owners)
+    tasks = inside.rest("tasks")
+    closed = [value for _, value in inside.points("closed_alive")]
+    if (
+        closed
+        and inside.collection is not None
+        and inside.collection.closed_alive_after is not None
+    ):
+        closed.append(inside.collection.closed_alive_after)
+    members = [agent.memberships for _, agent in facts.agents]
+    rises = (
+        tasks.rise if tasks else 0.0,
+        closed[-1] - closed[0] if closed else 0.0,
+        members[-1] - members[0] if not facts.connections_grow else 0.0,
+    )
+    return any(rise >= LEAST_OBJECTS and rise * BLOCKS_EACH >= blocks.rise for rise in rises)
 
 
 def _churn_explains(facts: Facts, blocks: Growth) -> bool:
