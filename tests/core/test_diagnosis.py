@@ -39,6 +39,18 @@ STUCK = series(
     )
 )
 
+
+def _orphans(count: float, at: float) -> list[ServerSocket]:
+    """Closed by the server, and clients that are frozen do not take the rest."""
+    gone = [
+        client(200 + n, at, state="FIN_WAIT1", inode=0, send_queue_bytes=700_000)
+        for n in range(int(count))
+    ]
+    return [*crowd(at, 20), *gone]
+
+
+ORPHANS = series(sockets=lambda at: _orphans(5 + at, at))
+
 SLOW = series(
     rss=lambda at: BASE + at * 400_000,
     sockets=lambda at: [*crowd(at, 20), slow(99, at, queue=round(500_000 + at * 50_000))],
@@ -110,6 +122,7 @@ KEPT_TWICE = series(
 FAULTS = [
     (ZOMBIES, "zombies"),
     (STUCK, "stuck-teardown"),
+    (ORPHANS, "stuck-teardown"),
     (SLOW, "slow-clients"),
     (UNREAD, "stalled-handlers"),
     (REGISTRY, "registry-leak"),
@@ -200,6 +213,7 @@ def _night(at: float) -> float:
 
 HARMLESS = {
     "idle": series(),
+    "closed, and the kernel still holds a few": series(sockets=lambda at: _orphans(5, at)),
     "all leave while the loop stands still": series(agent=_all_at_once, sockets=_all_leave),
     "warm-up": series(60, rss=lambda at: BASE + 20 * MB * (1 - math.exp(-at / 8))),
     "one step": series(60, rss=lambda at: BASE + (15 * MB if at > 20 else 0)),

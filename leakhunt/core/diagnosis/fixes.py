@@ -26,7 +26,7 @@ def relevant(fix: Mapping[str, str], library: str) -> dict[str, str]:
     if own is None:
         return dict(fix)
     if library != "node":  # what is for any is Python
-        own = ("any", *own)
+        own = ("any", "leakhunt", *own)
     return {name: lines for name, lines in fix.items() if name in own} or dict(fix)
 
 
@@ -52,6 +52,12 @@ ABORT: Final = {
     "websockets": "websocket.transport.abort()  # instead of await websocket.close()",
     "aiohttp": "request.transport.abort()  # instead of await ws.close()",
     "ws (Node)": "ws.terminate();  // instead of ws.close()",
+}
+
+RESET: Final = {
+    "any": 'sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))\n'
+    "transport.abort()",
+    "ws (Node)": "ws._socket.resetAndDestroy();  // instead of ws.terminate()",
 }
 
 GUARD: Final = {

@@ -7,6 +7,9 @@ zombies           a client is ``vanished`` or            4 looks over 3 s at its
                   ``frozen`` (see clients.py)            silence for the bound (kernel's clock)
 stuck-teardown    a socket closes for 10 s and is held,  2 samples; the age of a state is the
                   or the agent counts one                watcher's own: 10 s
+stuck-teardown    closed sockets hold unsent bytes for   8 samples over 5 s, and 10 s for one.
+                  10 s, and they become steadily more    If they do not, it is weak: the kernel
+                                                         lets go of each after some minutes
 slow-clients      clients are ``behind`` and what is     8 samples over 5 s
                   held for them, or RSS, grows
 stalled-handlers  bytes wait unread and only become      4 looks over 3 s, of which no queue
@@ -20,6 +23,7 @@ from typing import Final
 
 from leakhunt.core.diagnosis import fixes
 from leakhunt.core.diagnosis.clients import (
+    HOLDING,
     LEAST_LOOKED_S,
     LEAST_LOOKS,
     silence_s,
@@ -73,7 +77,7 @@ def zombies(facts: Facts) -> Finding | None:
 
 def stuck_teardown(facts: Facts) -> Finding | None:
     """Connections that are over, and whose descriptor or send queue stays."""
-    closing = facts.clients.closing
+    closing = [one for one in facts.clients.closing if one.inode]
     counts = [agent.stuck_teardowns for _, agent in facts.agents]
     stuck = counts[-1] - counts[0] if counts else 0
     if not closing and stuck <= 0:
@@ -110,6 +114,45 @@ def stuck_teardown(facts: Facts) -> Finding | None:
         ),
         next="abort instead of close: a close waits for a flush that may never come",
         fix=fixes.ABORT,
+    )
+
+
+def orphans_pile_up(facts: Facts) -> Finding | None:
+    """The server has closed its connections, and the kernel keeps what they had not sent."""
+    orphans = [one for one in facts.clients.closing if not one.inode]
+    if not orphans:
+        return None
+
+    def kept(sample: Sample) -> float | None:
+        if not sample.sockets_known:
+            return None
+        return sum(one.state in HOLDING and not one.inode for one in sample.sockets)
+
+    piling = growth(facts.points(kept))
+    waiting = sum(one.send_queue_bytes for one in orphans)
+    return Finding(
+        verdict=Verdict.STUCK_TEARDOWN,
+        confidence=0.65 if piling else 0.45,
+        summary=f"the kernel keeps {waiting / 1e6:.3g} MB of {len(orphans)} clients that the "
+        "server has closed: nobody takes it, and it goes after some minutes"
+        + ("; they become more and more" if piling else ""),
+        evidence=(
+            facts.of_clients("orphans", len(orphans), "sockets"),
+            facts.of_clients("waiting_to_be_flushed", waiting, "bytes"),
+            *(
+                [facts.evidence("more_orphans", piling.per_s * 3600, "sockets/h", piling.from_s)]
+                if piling
+                else []
+            ),
+        ),
+        alternatives=(
+            Alternative(
+                Verdict.HEALTHY,
+                "clients that read very slowly take their last bytes: then the queues shrink",
+            ),
+        ),
+        next="reset instead of abort: SO_LINGER of 0 s lets the kernel drop it at once",
+        fix=fixes.RESET,
     )
 
 
@@ -199,6 +242,7 @@ def stalled_handlers(facts: Facts) -> Finding | None:
 RULES: Final = (
     Rule(Verdict.ZOMBIES, Least(LEAST_LOOKS, LEAST_LOOKED_S), zombies),
     Rule(Verdict.STUCK_TEARDOWN, Least(2, 1.0), stuck_teardown),
+    Rule(Verdict.STUCK_TEARDOWN, Least(8, 5.0), orphans_pile_up),
     Rule(Verdict.SLOW_CLIENTS, Least(8, 5.0), slow_clients),
     Rule(Verdict.STALLED_HANDLERS, Least(LEAST_LOOKS, LEAST_LOOKED_S), stalled_handlers),
 )
