@@ -10,7 +10,7 @@ import struct
 import sys
 from collections.abc import Callable
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
 SOCK_DIAG_BY_FAMILY: Final = 20
@@ -152,7 +152,7 @@ def read_messages(data: memoryview, found: Callable[[RawSocket], object]) -> boo
 def address_text(family: int, raw: bytes) -> str:
     """The text of an address in network byte order; IPv4 mapped into IPv6 is IPv4."""
     if family == AF_INET:
-        return str(IPv4Address(raw[:4]))
+        return ".".join(map(str, raw[:4]))
     address = IPv6Address(raw)
     return str(address.ipv4_mapped or address)
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -41,9 +42,9 @@ class Layout:
     """Offsets and values of the words that a message of this layout has."""
     columns: Mapping[str, int]
     """Offset of every column."""
+    details_names: tuple[str, ...]
+    """The columns that ``details`` reads."""
     details: struct.Struct
-    has_window: bool
-    """Whether ``struct tcp_info`` is long enough for the peer's window (Linux 5.4)."""
 
 
 class Block:
@@ -159,27 +160,50 @@ DETAILS: Final = (
 )  # fmt: skip
 """What :func:`details_of` gives, by the names of :class:`leakhunt.core.samples.ServerSocket`."""
 
+_AS_THEY_ARE: Final = (
+    "inode", "recv_queue_bytes", "send_queue_bytes", "notsent_bytes", "unacked", "backoff",
+    "probes", "retransmits", "bytes_acked", "bytes_received",
+)  # fmt: skip
+_STATE_NAMES: Final = [*STATES, *map(str, range(len(STATES), 256))]
+_TIMER_NAMES: Final = [*TIMERS, *map(str, range(len(TIMERS), 256))]
 
-def details_of(block: Block) -> Iterator[tuple[Any, ...]]:
-    """Every socket of a block: the values of :data:`DETAILS`."""
+
+def details_of(block: Block) -> dict[str, Sequence[Any]]:
+    """Every socket of a block: a column for each of :data:`DETAILS`."""
+    raw = dict(
+        zip(
+            block.layout.details_names,
+            zip(*block.layout.details.iter_unpack(block.raw), strict=True),
+            strict=True,
+        )
+    )
     family = block.family
-    for (
-        state, timer, local_port, peer_port, local, peer, recv_queue, send_queue, inode,
-        rmem, fwd, wmem, optmem, backlog, retransmits, probes, tcp_backoff, scale, unacked,
-        data_sent, data_recv, ack_recv, rtt, acked, received, notsent, *window,
-    ) in block.layout.details.iter_unpack(block.raw):  # fmt: skip
-        yield (
-            _endpoint(family, peer, peer_port),
-            _endpoint(family, local, local_port),
-            STATES[state] if state < len(STATES) else str(state),
-            inode, recv_queue, send_queue, notsent, unacked, tcp_backoff, probes, retransmits,
-            TIMERS[timer] if timer < len(TIMERS) else str(timer),
-            data_recv / 1000, data_sent / 1000, ack_recv / 1000, rtt / 1e6, acked, received,
-            window[0] if window else None,
-            # A bit field: the peer's scale comes first, wherever that is.
-            1 << (scale & 0x0F if _LITTLE else scale >> 4),
-            rmem + fwd + wmem + optmem + backlog,
-        )  # fmt: skip
+    # A bit field: the peer's scale comes first, wherever that is.
+    scales = [scale & 0x0F if _LITTLE else scale >> 4 for scale in raw["scale"]]
+    return {
+        "peer": _endpoints(family, raw["peer"], raw["peer_port"]),
+        "local": _endpoints(family, raw["local"], raw["local_port"]),
+        "state": [_STATE_NAMES[number] for number in raw["state"]],
+        "timer": [_TIMER_NAMES[number] for number in raw["timer"]],
+        "last_data_recv_s": [ms / 1000 for ms in raw["last_recv_ms"]],
+        "last_data_sent_s": [ms / 1000 for ms in raw["last_sent_ms"]],
+        "last_ack_recv_s": [ms / 1000 for ms in raw["last_ack_ms"]],
+        "rtt_s": [us / 1e6 for us in raw["rtt_us"]],
+        "wnd_unit": [1 << scale for scale in scales],
+        "memory_bytes": list(map(sum, zip(*(raw[name] for name in MEMORY), strict=True))),
+        "snd_wnd": raw.get("snd_wnd", (None,) * len(block)),
+        **{name: raw[name] for name in _AS_THEY_ARE},
+    }
+
+
+def _endpoints(family: int, addresses: Sequence[bytes], ports: Sequence[int]) -> list[str]:
+    texts = {address: _text(family, address) for address in set(addresses)}
+    in_host_order = array("H", ports)
+    if _LITTLE:
+        in_host_order.byteswap()
+    return [
+        f"{texts[address]}:{port}" for address, port in zip(addresses, in_host_order, strict=True)
+    ]
 
 
 def _endpoint(family: int, address: bytes, port: int) -> str:
@@ -232,8 +256,7 @@ def _layout(
         ("rtt_us", info + 68, "I"), ("bytes_acked", info + 120, "Q"),
         ("bytes_received", info + 128, "Q"), ("notsent_bytes", info + 144, "I"),
     ]  # fmt: skip
-    has_window = info_size >= 4 + 232
-    if has_window:
+    if info_size >= 4 + 232:  # the peer's window, since Linux 5.4
         columns.append(("snd_wnd", info + 228, "I"))
     size = (length + 3) & ~3
     return Layout(
@@ -245,8 +268,8 @@ def _layout(
             (info_at, struct.pack("=HH", info_size, _INFO)),
         ),
         columns={"cookie": 60, **{name: offset for name, offset, _ in columns}},
+        details_names=tuple(name for name, _, _ in columns),
         details=_fields(size, [(offset, code) for _, offset, code in columns]),
-        has_window=has_window,
     )
 
 

@@ -8,8 +8,9 @@
     with Recording(path) as recording:
         diagnose(recording.series)
 
-The tables, with units, are in docs/recording.md. Whoever kills the watcher loses at most the
-last second; whoever fills the disk does not: beyond ``max_bytes`` old samples are thinned out.
+One thread at a time may use either, whichever opened it. The tables, with units, are in
+docs/recording.md. Whoever kills the watcher loses at most the last second; whoever fills the
+disk does not: beyond ``max_bytes`` old samples are thinned out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from leakhunt._version import __version__
-from leakhunt.collect.server_sockets import SocketsOnDemand
+from leakhunt.collect.server_sockets import ServerSockets, SocketsOnDemand
 from leakhunt.core.samples import AgentSample, Sample, ServerSocket, StoreSample
 from leakhunt.errors import RecordingError
 
@@ -118,7 +119,9 @@ class Recorder:
                 hint="name another file, or remove it; a recording is never overwritten",
             )
         with self._errors():
-            self._base = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+            self._base = sqlite3.connect(
+                self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+            )
             try:
                 # WAL: what is committed survives kill -9, and a reader never waits.
                 self._base.execute("PRAGMA journal_mode = WAL")
@@ -200,8 +203,8 @@ class Recorder:
         self._base.executemany(
             _INSERT_SOCKET,
             (
-                (number, position, *(getattr(one, name) for name in _SOCKET_COLUMNS))
-                for position, one in enumerate(sample.sockets)
+                (number, position, *row)
+                for position, row in enumerate(_rows(sample.sockets, tuple(_SOCKET_COLUMNS)))
             ),
         )
 
@@ -282,8 +285,9 @@ class Recording:
         # it can still be read as it is.
         for options in ("mode=ro", "mode=ro&immutable=1"):
             base = sqlite3.connect(
-                f"{self.path.resolve().as_uri()}?{options}", uri=True, timeout=_BUSY_S
-            )
+                f"{self.path.resolve().as_uri()}?{options}", uri=True, timeout=_BUSY_S,
+                check_same_thread=False,
+            )  # fmt: skip
             try:
                 application = base.execute("PRAGMA application_id").fetchone()[0]
                 version = base.execute("PRAGMA user_version").fetchone()[0]
@@ -361,6 +365,13 @@ class RecordedSockets(SocketsOnDemand):
 
     def __repr__(self) -> str:
         return f"<{len(self)} recorded sockets>"
+
+
+def _rows(sockets: Sequence[ServerSocket], names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """These fields of every socket."""
+    if isinstance(sockets, ServerSockets):
+        return sockets.rows(names)
+    return (tuple(getattr(one, name) for name in names) for one in sockets)
 
 
 def _every_second_of_the_older_half(numbers: Sequence[int]) -> list[int]:
