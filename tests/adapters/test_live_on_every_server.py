@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.adapters.contract.capabilities import SERVERS
-from tests.adapters.contract.served import Configuration, Served, until
+from tests.adapters.contract.served import Configuration, Served, serving, until
+from tests.together import Together
+
+together = Together(at_once=5)
 
 EVICT_AFTER = 1.0
 CLIENTS = 10
 
 
-@pytest.fixture(params=SERVERS)
-async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Served]:
-    configuration = Configuration(request.param, tls=False, loop="asyncio")
-    served = Served(configuration, tmp_path, None, evict_after=EVICT_AFTER)
-    try:
-        yield served
-    finally:
-        await served.reset_all()
-        served.kill()
-
-
-async def test_a_blocked_loop_drops_nobody(served: Served) -> None:
+@pytest.mark.parametrize("server", SERVERS)
+@together
+async def test_a_blocked_loop_drops_nobody(server: str, tmp_path: Path) -> None:
     """Idle clients are all there after two bounds in which nobody could hear them, and one more."""
+    configuration = Configuration(server, tls=False, loop="asyncio")
+    async with serving(configuration, tmp_path, evict_after=EVICT_AFTER) as served:
+        await _block(served)
+
+
+async def _block(served: Served) -> None:
     clients = [await served.client("/") for _ in range(CLIENTS)]
     await asyncio.sleep(EVICT_AFTER / 2)
     clients[0].stall(2 * EVICT_AFTER)

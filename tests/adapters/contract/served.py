@@ -8,7 +8,7 @@ import json
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Configuration:
 
 
 class Served:
-    """A running server with leakhunt mounted."""
+    """A server with leakhunt mounted; it runs when :meth:`wait_ready` has returned."""
 
     def __init__(
         self,
@@ -68,11 +68,14 @@ class Served:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
             )
+        self.port = 0
+
+    async def wait_ready(self) -> None:
+        """Until it listens."""
         assert self.process.stdout is not None
-        words = self.process.stdout.readline().split()
+        words = (await asyncio.to_thread(self.process.stdout.readline)).split()
         if words[:1] != ["ready"]:
-            self.kill()
-            raise RuntimeError(f"{configuration.id} did not start: {self.said()[-400:]}")
+            raise RuntimeError(f"{self.configuration.id} did not start: {self.said()[-400:]}")
         self.port = int(words[1])
 
     # Clients
@@ -177,6 +180,24 @@ class Served:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    configuration: Configuration,
+    directory: Path,
+    pair: tuple[Path, Path] | None = None,
+    *,
+    evict_after: float = EVICT_AFTER,
+) -> AsyncIterator[Served]:
+    """A server that listens; at the end its clients are reset, and it is killed."""
+    served = Served(configuration, directory, pair, evict_after=evict_after)
+    try:
+        await served.wait_ready()
+        yield served
+    finally:
+        await served.reset_all()
+        served.kill()
 
 
 async def _response(reader: asyncio.StreamReader) -> tuple[int, bytes]:
