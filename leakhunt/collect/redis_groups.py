@@ -41,7 +41,7 @@ from leakhunt.errors import StoreUnreachable
 EVERY_S: Final = 1.0
 """Redis is looked at at most this often."""
 
-LOOK_S: Final = 0.5
+LOOK_S: Final = 1.0
 """How long a look may read members, and then how long it may search for groups."""
 
 SCAN_EVERY_S: Final = 10.0
