@@ -545,7 +545,7 @@ def test_lines_are_those_of_the_servers_framework(library: str, frameworks: set[
 
 KNOWN = [seen for seen, _ in FAULTS.values()] + list(TWINS.values())
 few = st.sampled_from(KNOWN)
-budget = settings(max_examples=25)
+budget = settings(max_examples=15)
 
 
 @budget
@@ -607,7 +607,7 @@ def test_the_order_of_sockets_and_samples_does_not_matter(seen: list[Sample], se
     assert diagnose(mixed) == diagnose(seen)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.floats(0.0, 0.2), st.integers(8, 90), st.booleans())
 def test_noise_alone_is_no_leak(seed: int, size: float, count: int, asked: bool) -> None:
     """However everything jitters, no fault is found in it."""

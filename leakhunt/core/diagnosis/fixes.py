@@ -174,9 +174,9 @@ CYCLES: Final = {
     "any": "# once, when the server has started: what stays for ever is not looked at any more,\n"
     "# and a full collection comes when a quarter of the rest is new\n"
     "import gc\n"
-    "gc.collect()\n"
+    "gc.collect()  # garbage would be kept, too\n"
     "gc.freeze()\n"
-    "gc.set_threshold(700, 10, 5)\n"
+    "gc.collect()  # from now on only the rest is counted\n"
     "# or break the cycle:\n"
     "child.parent = weakref.proxy(parent)  # instead of: child.parent = parent",
 }

@@ -173,7 +173,7 @@ def garbage_at_the_end(facts: Facts) -> Finding | None:
         evidence=(
             facts.evidence("unreachable_objects", found.unreachable, "objects"),
             facts.evidence("garbage", gave.garbage_bytes, "bytes"),
-            facts.evidence("closed_connections_freed", closed, "objects"),
+            *([facts.evidence("closed_connections_freed", closed, "objects")] if closed else []),
             facts.evidence("stop_for_the_collection", found.pause_s, "s"),
             *(facts.memory_evidence() if explains else ()),
             *(wave_evidence(facts, wave) if wave and frees >= 0.5 * wave.stayed else ()),
