@@ -216,6 +216,7 @@ HARMLESS = {
     "closed, and the kernel still holds a few": series(sockets=lambda at: _orphans(5, at)),
     "all leave while the loop stands still": series(agent=_all_at_once, sockets=_all_leave),
     "warm-up": series(60, rss=lambda at: BASE + 20 * MB * (1 - math.exp(-at / 8))),
+    "a collector's saw tooth": series(24, rss=lambda at: BASE + 3 * MB * (at % 12) / 12),
     "one step": series(60, rss=lambda at: BASE + (15 * MB if at > 20 else 0)),
     "wave": series(
         90,

@@ -11,7 +11,8 @@ large enough    at least :data:`LEAST_SHARE` of the quantity's own level; no abs
 ==============  ===============================================================================
 
 It is looked for in the whole series, then after its change point, then in its last half: what
-began to grow after a quiet hour is found, too. Growth that has ended is none.
+began to grow after a quiet hour is found, too, once it is higher than what was before; a collector's
+saw tooth is not. Growth that has ended is none.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def growth(points: Sequence[Point], *, level: float | None = None) -> Growth | N
     level = abs(median(values)) if level is None else level
     starts = [0, change_point(values) or 0, len(used) // 2]
     for start in dict.fromkeys(starts):
+        if start and median(values[-3:]) <= max(values[:start]):
+            continue  # it has been there before: one tooth of a saw
         if found := _steady(used[start:], level):
             return found
     return None
