@@ -11,8 +11,8 @@ large enough    at least :data:`LEAST_SHARE` of the quantity's own level; no abs
 ==============  ===============================================================================
 
 It is looked for in the whole series, then after its change point, then in its last half: what
-began to grow after a quiet hour is found, too, once it is higher than what was before; a collector's
-saw tooth is not. Growth that has ended is none.
+began to grow after a quiet hour is found, too, once it is higher than what was before; a
+collector's saw tooth is not. Growth that has ended is none.
 """
 
 from __future__ import annotations
