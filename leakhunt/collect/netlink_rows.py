@@ -75,6 +75,12 @@ class Block:
         """One of the columns of 32 bits."""
         return self._words(self.layout.columns[name]).tolist()
 
+    def sum(self, name: str) -> int:
+        """The sum of such a column."""
+        column = self._words(self.layout.columns[name]).tobytes()
+        # Most queues are empty, and a column of zeros is told at once.
+        return sum(memoryview(column).cast("I").tolist()) if column.strip(b"\0") else 0
+
     def cookie_numbers(self) -> list[int]:
         """The cookies as numbers."""
         return memoryview(self.cookies).cast("Q").tolist()

@@ -107,32 +107,8 @@ class ServerSockets(SocketsOnDemand):
     def totals(self, silent_after_s: float) -> SocketTotals:
         """As :meth:`leakhunt.core.socket_totals.CountedSockets.totals`."""
         found = totals_of(self._others, silent_after_s)
-        longest_ms = silent_after_s * 1000
         for block, memories in self._blocks:
-
-            def numbers(
-                name: str, block: Block = block, memories: Sequence[object] = memories
-            ) -> list[int]:
-                column = block.numbers(name)
-                # Without other servers' sockets, if there are any.
-                return list(compress(column, memories)) if None in memories else column
-
-            ages, inodes = numbers("last_recv_ms"), numbers("inode")
-            if 0 in inodes:
-                states = compress(block.states, memories)
-                ages = [
-                    age
-                    for age, inode, state in zip(ages, inodes, states, strict=True)
-                    if inode or state == _ESTABLISHED
-                ]
-            found += SocketTotals(
-                open=len(ages),
-                clocked=len(ages),
-                silent=sum(map(longest_ms.__lt__, ages)),
-                recv_queue_bytes=sum(numbers("recv_queue_bytes")),
-                send_queue_bytes=sum(numbers("send_queue_bytes")),
-                memory_bytes=sum(sum(numbers(name)) for name in MEMORY) if inodes else None,
-            )
+            found += _totals_of_block(block, memories, silent_after_s)
         return found
 
     def changes_since(self, before: object) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
@@ -188,6 +164,34 @@ class ServerSockets(SocketsOnDemand):
         return tuple(found)
 
 
+def _totals_of_block(
+    block: Block, memories: Sequence[Memory | None], silent_after_s: float
+) -> SocketTotals:
+    all_ours = None not in memories  # otherwise those of other servers are between them
+
+    def numbers(name: str) -> list[int]:
+        column = block.numbers(name)
+        return column if all_ours else list(compress(column, memories))
+
+    def total(name: str) -> int:
+        return block.sum(name) if all_ours else sum(numbers(name))
+
+    ages, inodes = numbers("last_recv_ms"), numbers("inode")
+    count = len(inodes)
+    if 0 in inodes:
+        rows = zip(ages, inodes, compress(block.states, memories), strict=True)
+        ages = [age for age, inode, state in rows if inode or state == _ESTABLISHED]
+    longest_ms = silent_after_s * 1000
+    return SocketTotals(
+        open=len(ages),
+        clocked=len(ages),
+        silent=sum(map(longest_ms.__lt__, ages)),
+        recv_queue_bytes=total("recv_queue_bytes"),
+        send_queue_bytes=total("send_queue_bytes"),
+        memory_bytes=sum(map(total, MEMORY)) if count else None,
+    )
+
+
 class SocketMemory:
     """Keeps for every socket when it was first seen, since when it is in its state, and whose
     it is.
@@ -197,7 +201,7 @@ class SocketMemory:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, Memory] = {}  # by the kernel's cookie
+        self._known: dict[Hashable, Memory | None] = {}  # by the kernel's cookie
         self._known_others: dict[Hashable, Memory] = {}
         self._identities: list[tuple[bytes, bytes, bytes]] = []
         self._memories: list[list[Memory | None]] = []
@@ -255,7 +259,7 @@ class SocketMemory:
         inodes = self.inodes_in(blocks, others)
         if self._left_out or len(kept) < len(others):
             held = [*self._known.values(), *self._known_others.values()]
-            inodes = frozenset(memory[1] for memory in held if memory[1])
+            inodes = frozenset(memory[1] for memory in held if memory is not None and memory[1])
         self.inodes = inodes
         names: Counter[str] = Counter()
         for number, count in states.items():
@@ -285,11 +289,8 @@ class SocketMemory:
                     memory = memories[number] = _remember(memory, state, inode, owners, now)
                     if memory is None or memory[2] is None:
                         self._settled = False
-            if None in memories:
-                self._left_out = True
-            for cookie, memory in zip(cookies, memories, strict=True):
-                if memory is not None:
-                    self._known[cookie] = memory
+            self._left_out = self._left_out or None in memories
+            self._known.update(zip(cookies, memories, strict=True))
             self._memories.append(memories)
             self._states.update(compress(block.states, memories))
 
