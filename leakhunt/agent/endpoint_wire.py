@@ -125,7 +125,7 @@ class Answerer:
 
     def _left(self) -> list[Counts]:
         """What is left of closed connections, of each agent that watches them."""
-        counts = [source.count_closed() for source in self._sources()]
+        counts = [runtime.tried(source.count_closed) for source in self._sources()]
         return [one for one in counts if one is not None]
 
     def _closed_alive(self) -> int | None:

@@ -54,16 +54,16 @@ def read(
     """
     loops = list(loops)
     stats: list[dict[str, int]] = gc.get_stats()
-    malloc = _tried(allocators.malloc, detailed)
+    malloc = tried(allocators.malloc, detailed)
     found: dict[str, object] = {
-        "tasks": _tried(count_tasks, loops),
-        "timers": _tried(count_timers, loops),
+        "tasks": tried(count_tasks, loops),
+        "timers": tried(count_timers, loops),
         "gc_counts": gc.get_count(),
         "gc_collections": [one["collections"] for one in stats],
         "gc_collected": sum(one["collected"] for one in stats),
         "gc_uncollectable": sum(one["uncollectable"] for one in stats),
         "gc_frozen": gc.get_freeze_count(),
-        "allocated_blocks": _tried(sys.getallocatedblocks),
+        "allocated_blocks": tried(sys.getallocatedblocks),
         "malloc_in_use_bytes": None if malloc is None else malloc[0],
         "malloc_free_bytes": None if malloc is None else malloc[1],
     }
@@ -77,10 +77,10 @@ def read(
         found["retained"] = sum(counts.retained for counts in left)
         found["retained_types"] = dict(types)
     if detailed:
-        pymalloc = _tried(allocators.pymalloc)
+        pymalloc = tried(allocators.pymalloc)
         if pymalloc is not None:
             found["pymalloc_in_use_bytes"], found["pymalloc_arena_bytes"] = pymalloc
-        if (tasks := _tried(look_at_tasks, loops)) is not None:
+        if (tasks := tried(look_at_tasks, loops)) is not None:
             found["tasks_ended"], found["tasks_by_coroutine"] = tasks
     return found
 
@@ -181,7 +181,7 @@ def _modules_by_file() -> dict[str, str]:
     return files
 
 
-def _tried(question: Callable[..., Any], *args: Any) -> Any:
+def tried(question: Callable[..., Any], *args: Any) -> Any:
     """Its answer, or ``None``: what cannot be read here costs the server nothing but this line."""
     try:
         return question(*args)

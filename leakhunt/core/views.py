@@ -166,3 +166,4 @@ class StatusView:
     python: str = ""
     agents: tuple[AgentView, ...] = ()
     runtime: Runtime | None = None
+    """What its interpreter says; ``None``: its agent is older than this field."""

@@ -106,6 +106,19 @@ def test_two_agents_on_one_loop_count_its_timers_once(
     endpoint.detach(second)
 
 
+def test_an_agent_that_fails_costs_its_own_figures_only(source: FakeSource) -> None:
+    """Status and collect are answered when an agent cannot count its closed connections."""
+
+    def fail() -> None:
+        raise RuntimeError("mutated during iteration")
+
+    source.count_closed = fail  # type: ignore[method-assign]
+    found = Runtime(**ask("status")["runtime"])
+    assert found.closed_alive is None
+    assert found.allocated_blocks
+    assert ask("collect")["collection"]["closed_alive_after"] is None
+
+
 def test_detailed_must_be_true_or_false(source: FakeSource) -> None:
     """Anything else is refused."""
     assert "detailed is neither" in ask("status", detailed="yes")["message"]

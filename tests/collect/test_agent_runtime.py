@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ async def main():
         obj.me = obj
     del objects[:], cyclic[:], obj
     await asyncio.sleep(0)
-    print("ready", flush=True)
+    os.write(1, b"ready\\n")  # at once: others write to the same pipe
     await asyncio.Event().wait()
 
 for _ in range(WORKERS):
@@ -64,11 +65,13 @@ def server(
         [sys.executable, "-c", SERVER, str(workers)], stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for _ in range(workers + 1):
-            assert process.stdout.readline() == "ready\n"
-        yield process.pid
-        os.killpg(process.pid, 9)
+        try:
+            assert process.stdout is not None
+            for _ in range(workers + 1):
+                assert process.stdout.readline() == "ready\n"
+            yield process.pid
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_sample_has_the_interpreters_word(server: int) -> None:
