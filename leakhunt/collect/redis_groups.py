@@ -82,9 +82,9 @@ class RedisGroups:
         self._found_all = False
         self._keys: dict[bytes, None] = {}
         self._deadline = float("inf")
+        self._first: StoreSample | None = None
         try:
-            with self._errors():
-                self._redis.time()
+            self._first = self.look()  # whoever may not read it hears so at once
         except BaseException:
             self.close()
             raise
@@ -118,6 +118,9 @@ class RedisGroups:
     def look(self) -> StoreSample | None:
         """Read the groups and the queues of their members' processes; ``None``: the last look
         was just now. Raises :class:`StoreUnreachable`."""
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
         begin = time.monotonic()
         if begin < self._due_at:
             return None

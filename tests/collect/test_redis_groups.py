@@ -238,6 +238,19 @@ def test_passwords_sockets_and_databases(tmp_path: Path) -> None:
             assert "LEAKHUNT_REDIS_URL" in said
 
 
+def test_a_user_who_may_not_read_it(client: redis.Redis, port: int) -> None:
+    """Redis's own reason is told, before anything is watched."""
+    client.zadd("asgi:group:one", channels(HERE, 4))
+    client.acl_setuser(
+        "blind", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all", "-zrange"]
+    )
+    with pytest.raises(
+        StoreUnreachable, match=r"cannot be read: .*no permissions.*zrange"
+    ) as caught:
+        RedisGroups(f"redis://blind:secret@127.0.0.1:{port}/0")
+    assert "secret" not in f"{caught.value} {caught.value.hint}"
+
+
 def test_over_tls(tmp_path: Path) -> None:
     """rediss:// with the authority that the URL names; without it that is an error."""
     certificate, key = make_certificate(tmp_path)

@@ -212,15 +212,16 @@ def _enough(looks: Sequence[Look]) -> bool:
 
 
 def _surplus(looks: Sequence[Look], name: str) -> int:
-    """Memberships of this process that none of its living channels has, in every last look."""
-    surpluses = []
-    for look in looks[-MOST_LOOKS:]:
-        if name not in look.living:
-            return 0
-        members = sum(node.members for node in look.store.nodes if node.node == name)
-        surpluses.append(members - look.living[name])
-    least = min(surpluses)
-    few = max(LEAST_SURPLUS, LEAST_SURPLUS_SHARE * looks[-1].living[name])
+    """Memberships of this process that none of its living channels has, in every last look in
+    which its agent answered."""
+    answered = [look for look in looks[-MOST_LOOKS:] if name in look.living]
+    if len(answered) < LEAST_LOOKS:
+        return 0
+    least = min(
+        sum(node.members for node in look.store.nodes if node.node == name) - look.living[name]
+        for look in answered
+    )
+    few = max(LEAST_SURPLUS, LEAST_SURPLUS_SHARE * answered[-1].living[name])
     return least if least > few else 0
 
 
