@@ -61,11 +61,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation -e '.[all]'
 	@touch $@
 
-# Some tests use `ip`, `openssl` and a Redis; without them they are skipped and say why.
+# Some tests use `ip`, `openssl`, a Redis, and node with its module ws; without them they are skipped
+# and say why. Debian's node-ws stands in a directory where other builds of node do not look.
 system:
 	@missing=$$(command -v ip >/dev/null || echo iproute2; \
 	            command -v openssl >/dev/null || echo openssl; \
-	            command -v redis-server >/dev/null || echo redis-server); \
+	            command -v redis-server >/dev/null || echo redis-server; \
+	            command -v node >/dev/null || echo nodejs; \
+	            NODE_PATH=$$NODE_PATH:/usr/share/nodejs node -e 'require("ws")' 2>/dev/null || \
+	                echo node-ws); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing what some tests need:" $$missing; \
