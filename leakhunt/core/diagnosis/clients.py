@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Final
 
 from leakhunt.core.samples import Sample, ServerSocket
@@ -80,11 +79,13 @@ def sort_clients(series: Sequence[Sample], dead_after_s: float) -> Clients:
     if not tail or tail[-1] is not series[-1]:
         return Clients(end - series[0].at, end - series[0].at)
     found = Clients(tail[0].at - series[0].at, end - series[0].at)
-    looks: dict[tuple[str, str], list[tuple[float, ServerSocket]]] = {}
+    last = list(series[-1].sockets)
+    looks = {(one.local, one.peer): _Looks() for one in last}
     for sample in tail:
-        for one in sample.sockets:
-            looks.setdefault((one.local, one.peer), []).append((sample.at, one))
-    for one in series[-1].sockets:
+        for one in last if sample is series[-1] else sample.sockets:
+            if (seen := looks.get((one.local, one.peer))) is not None:
+                seen.add(sample.at, one)
+    for one in last:
         if one.state in _NO_CLIENT:
             continue
         found.total += 1
@@ -94,14 +95,44 @@ def sort_clients(series: Sequence[Sample], dead_after_s: float) -> Clients:
     return found
 
 
+@dataclass(slots=True)
+class _Looks:
+    """What the looks at one socket showed. Of thousands of sockets not every look can be kept."""
+
+    from_at: float | None = None
+    to_at: float = 0.0
+    last: ServerSocket | None = None
+    seen: int = 0
+    """How many found it ESTABLISHED. Of these:"""
+    first_seen: ServerSocket | None = None
+    last_seen: ServerSocket | None = None
+    behind: bool = True
+    """Whether a backlog waited in each."""
+    unread: bool = True
+    """Whether bytes waited for the application in each, and never became fewer."""
+
+    def add(self, at: float, one: ServerSocket) -> None:
+        if self.from_at is None:
+            self.from_at = at
+        self.to_at, self.last = at, one
+        if one.state != "ESTABLISHED":
+            return
+        self.seen += 1
+        self.behind = self.behind and one.send_queue_bytes > 0
+        before = 1 if self.last_seen is None else self.last_seen.recv_queue_bytes
+        self.unread = self.unread and one.recv_queue_bytes >= before
+        self.first_seen, self.last_seen = self.first_seen or one, one
+
+
 def silence_s(one: ServerSocket) -> float:
     """Since when nothing came from the client; 0.0 where the kernel does not tell."""
     ages = [age for age in (one.last_data_recv_s, one.last_ack_recv_s) if age is not None]
     return min(ages, default=0.0)
 
 
-def _kind(looks: Sequence[tuple[float, ServerSocket]], end: float, dead_after_s: float) -> str:
-    last = looks[-1][1]
+def _kind(looks: _Looks, end: float, dead_after_s: float) -> str:
+    last, first_seen, last_seen = looks.last, looks.first_seen, looks.last_seen
+    assert last is not None
     if last.state != "ESTABLISHED":
         costs = last.inode != 0 or (last.state in HOLDING and last.send_queue_bytes > 1)
         stuck = last.state == "CLOSE_WAIT" or last.state in HOLDING
@@ -110,17 +141,19 @@ def _kind(looks: Sequence[tuple[float, ServerSocket]], end: float, dead_after_s:
             if stuck and costs and end - last.state_since_at >= CLOSING_AFTER_S
             else "live"
         )
-    seen = [one for _, one in looks if one.state == "ESTABLISHED"]
-    if len(seen) < LEAST_LOOKS or looks[-1][0] - looks[0][0] < LEAST_LOOKED_S:
+    looked_s = looks.to_at - (looks.from_at or 0.0)
+    if first_seen is None or last_seen is None or looked_s < LEAST_LOOKED_S:
+        return "live"
+    if looks.seen < LEAST_LOOKS:
         return "live"
     heard_s = last.last_data_recv_s
     if _vanished(last, dead_after_s):
         return "vanished"
-    if all(one.send_queue_bytes > 0 for one in seen):
-        if _moves(seen) or heard_s is None or heard_s < dead_after_s:
+    if looks.behind:
+        if _moves(first_seen, last_seen) or heard_s is None or heard_s < dead_after_s:
             return "behind"
         return "frozen"
-    if _unread(seen):
+    if looks.unread:
         return "unread"
     if (
         heard_s is not None
@@ -137,16 +170,10 @@ def _vanished(one: ServerSocket, dead_after_s: float) -> bool:
     return in_vain and one.send_queue_bytes > 0 and silence_s(one) >= dead_after_s
 
 
-def _moves(seen: Sequence[ServerSocket]) -> bool:
+def _moves(first: ServerSocket, last: ServerSocket) -> bool:
     """Whether the client's program read of its backlog between the first and the last look."""
-    first, last = seen[0], seen[-1]
     if None in (first.bytes_acked, first.snd_wnd, last.bytes_acked, last.snd_wnd):
         # The kernel does not tell: what was drained tells, unless as much was written again.
         return last.send_queue_bytes < first.send_queue_bytes
     edge = [(one.bytes_acked or 0) + (one.snd_wnd or 0) for one in (first, last)]
     return edge[1] - edge[0] >= last.wnd_unit
-
-
-def _unread(seen: Sequence[ServerSocket]) -> bool:
-    queues = [one.recv_queue_bytes for one in seen]
-    return queues[0] > 0 and all(b >= a for a, b in pairwise(queues))
