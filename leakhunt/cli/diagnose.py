@@ -24,6 +24,9 @@ SHORTEST_S: Final = 0.05
 KEEP_SOCKETS_S: Final = 120.0
 """Sockets of samples older than this are let go: clients are judged by the last half minute."""
 
+AGENT_WITHIN_S: Final = 5.0
+"""With ``--collect`` somebody must have answered by then."""
+
 SAY_EVERY_S: Final = 10.0
 
 
@@ -124,22 +127,28 @@ def diagnosing(
                 groups = stack.enter_context(RedisGroups(url, prefix=redis_prefix))
             besides = "" if groups is None else f", and the groups in {groups.where},"
             say(f"watching process {source}{besides} for {format_duration(for_)}")
-            series = []
+            series, answered = [], False
             begin = said_at = time.monotonic()
             for _ in _ticks(interval, for_):
                 sample = sampler.sample()
                 series.append(sample if groups is None else groups.added_to(sample))
                 _let_go(series)
-                if collect and len(series) == 1 and series[0].agent is None:
+                answered = answered or sample.agent is not None
+                # Not at once: an agent may start with the server's first client.
+                if collect and not answered and sample.at - series[0].at >= AGENT_WITHIN_S:
                     raise _nobody_collects(source)
                 now = time.monotonic()
                 if now - said_at >= SAY_EVERY_S:
                     said_at = now
                     say(f"{format_duration(now - begin)} of {format_duration(for_)}")
             if collect:
+                if not answered:
+                    raise _nobody_collects(source)
                 say("asking for one full collection and a trim: the server stands still")
-                series.append(sampler.collected_sample())
-                if series[-1].agent is None or series[-1].agent.collection is None:
+                sample = sampler.collected_sample()
+                if sample.agent is not None and sample.agent.collection is not None:
+                    series.append(sample)
+                else:
                     say("no agent collected: it does not answer, or is older than this command")
         found = diagnose(series, dead_after_s=dead_after, library=library)
     if as_json:

@@ -106,7 +106,6 @@ def free_port() -> int:
 async def test_frozen_players_of_the_leaky_game_are_zombies(start: Start, connect: Any) -> None:
     """leaky_chat holds frozen players: zombies, exit 1. fixed_chat evicts them: healthy, exit 0."""
     hello = json.dumps({"join": "lobby", "name": "ann"})
-    said = []
     servers = [
         start(ROOT / "fixtures" / f"{name}_chat.py", "--port", str(free_port()))
         for name in ("leaky", "fixed")
@@ -114,8 +113,10 @@ async def test_frozen_players_of_the_leaky_game_are_zombies(start: Start, connec
     for _, port in servers:
         await connect(port, "/", hello, 20, stall=8)
     await asyncio.sleep(3.5)
-    said = await asyncio.gather(*(diagnose(pid, *LOOK, "--json") for pid, _ in servers))
-    leaky, fixed = said
+    (leaky_pid, _), (fixed_pid, _) = servers
+    leaky, fixed = await asyncio.gather(
+        diagnose(leaky_pid, *LOOK, "--json"), diagnose(fixed_pid, *LOOK, "--json", "--collect")
+    )
     assert leaky.code == 1, leaky.err + leaky.out
     assert leaky.found["verdict"] == "zombies"
     evidence = {one["name"]: one["value"] for one in leaky.found["findings"][0]["evidence"]}
@@ -123,6 +124,10 @@ async def test_frozen_players_of_the_leaky_game_are_zombies(start: Start, connec
     assert evidence["longest_silence"] > 5
     assert (fixed.code, fixed.found["verdict"]) == (0, "healthy"), fixed.err + fixed.out
     assert (leaky.found["agent"], fixed.found["agent"]) == (False, True)
+    assert leaky.found["collection"] is None
+    assert 0 < fixed.found["collection"]["pause_s"] < 30
+    assert fixed.found["library"] == "websockets"
+    assert "the server stands still" in fixed.err
 
 
 async def test_clients_that_read_nothing_of_a_push_are_zombies(start: Start, connect: Any) -> None:
@@ -184,9 +189,9 @@ async def test_what_cannot_be_looked_at_is_exit_2(words: list[str], error: str) 
 
 
 async def test_without_an_agent_nobody_collects(start: Start) -> None:
-    """--collect needs somebody in the server: that is said at once, and what to do."""
+    """--collect needs somebody in the server: that is said, and what to do."""
     pid, _ = start(FIELD, "websockets", "--bare")
-    said = await diagnose(pid, "--for", "30s", "--collect")
+    said = await diagnose(pid, "--for", "500ms", "--interval", "250ms", "--collect")
     assert (said.code, said.out) == (2, "")
     assert f"no agent answers in process {pid}, so nobody can collect there" in said.err
     assert "leakhunt run" in said.err

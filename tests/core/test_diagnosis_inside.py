@@ -422,6 +422,42 @@ def test_clients_explain_memory_before_nobody_does(
     assert verdict in [one.verdict for one in weak.alternatives]
 
 
+def _gone(at: float, back_after: float) -> dict[str, Any]:
+    """Forty clients end at 20 s in a loop that lags; as many are there again some time later."""
+    return {
+        "opened": 50 + (40 if at >= 20 + back_after else 0),
+        "believed": 50 - (40 if 20 <= at < 20 + back_after else 0),
+        "closed": {"closed": 40 if at >= 20 else 0},
+        "loop_lag_s": 3.0 if 18 <= at <= 20 else 0.001,
+    }
+
+
+@pytest.mark.parametrize(
+    ("agent", "verdict"),
+    [
+        (lambda at: _gone(at, 1.0), "false-evictions"),
+        (lambda at: _gone(at, 3.0), "healthy"),
+        (
+            lambda at: {
+                "opened": 50 + round(at) * 40, "closed": {"closed": round(at) * 40},
+                "loop_lag_s": 0.8,
+            },
+            "healthy",
+        ),
+    ],
+    ids=["back at once", "the next wave", "steady churn"],
+)  # fmt: skip
+def test_the_servers_own_evictions_are_bursts_that_come_back(
+    agent: Callable[[float], dict[str, Any]], verdict: str
+) -> None:
+    """Without an eviction of ours only those who come back at once were dropped alive."""
+    seen = told(
+        agent=agent,
+        sockets=lambda at: [client(n, at) for n in range(agent(at).get("believed", 50))],
+    )
+    assert diagnose(seen).verdict == verdict
+
+
 def test_our_own_stop_is_no_evidence() -> None:
     """The sample after the collection shows what we did: it is not diagnosed."""
     seen = collected(told(agent=ended))
@@ -441,6 +477,14 @@ def test_repeated_answers_are_one() -> None:
     found = diagnose(often)
     assert found.verdict == "healthy"
     assert any("8 answers about the interpreter (there are 7)" in one for one in found.undecided)
+
+
+def test_an_agent_that_starts_with_the_first_client_is_heard() -> None:
+    """What it says counts from its first answer on; one that has gone is not heard at all."""
+    late = [replace(one, agent=None) for one in TASKS[:9]] + TASKS[9:]
+    assert diagnose(late).verdict == "task-leak"
+    gone = [*TASKS[:-1], replace(TASKS[-1], agent=None)]
+    assert Verdict.TASK_LEAK not in verdicts(diagnose(gone))
 
 
 def test_an_older_agent_lacks_the_interpreter() -> None:

@@ -24,7 +24,7 @@ class Least(NamedTuple):
     samples: int
     seconds: float
     agent: bool = False
-    """Whether an agent must answer in the first and in the last sample."""
+    """Whether an agent must answer in the last sample."""
     runtime: bool = False
     """Whether the agent must tell about its interpreter, as often as ``samples`` says."""
 
@@ -94,8 +94,11 @@ class Facts:
 
     @cached_property
     def agents(self) -> list[tuple[float, AgentSample]]:
-        """What the agent said, if it answered in the first and in the last sample."""
-        if self.series[0].agent is None or self.last.agent is None:
+        """What the agent said, from its first answer on, if it answers in the last sample.
+
+        An agent may start with the server's first client.
+        """
+        if self.last.agent is None:
             return []
         return [(self.at(one), one.agent) for one in self.series if one.agent is not None]
 

@@ -20,6 +20,8 @@ false-evictions   many are evicted, or half of all end   4 samples over 3 s; one
 
 from __future__ import annotations
 
+from itertools import pairwise
+from statistics import median
 from typing import Final
 
 from leakhunt.core.diagnosis import fixes
@@ -41,8 +43,14 @@ LEAST_BURST_SHARE: Final = 0.2
 LEAST_ENDED_SHARE: Final = 0.5
 """Of those that end without an eviction of ours: the server's own heartbeat drops all at once."""
 
+LEAST_ENDED_FACTOR: Final = 3
+"""Times what usually ends from answer to answer: clients that come and go are no burst."""
+
 LEAST_LAG_S: Final = 0.5
 RECONNECT_S: Final = 10.0
+AT_ONCE_S: Final = 2.0
+"""The same for those without an eviction of ours: a wave of clients that has left comes back,
+too, but not at once."""
 
 
 def registry_leak(facts: Facts) -> Finding | None:
@@ -161,22 +169,33 @@ def closed_connections_kept(facts: Facts) -> Finding | None:
 def false_evictions(facts: Facts) -> Finding | None:
     """Live clients are dropped because the server itself stood still."""
     bursts: list[tuple[float, int, int, float]] = []
-    agents = facts.agents
+    agents = [
+        one
+        for place, one in enumerate(facts.agents)
+        if not place or one[1] != facts.agents[place - 1][1]
+    ]  # a repeated answer is one
     # Clients that left while the loop stood still end with it, too, and by their own hand.
     left = {facts.at(one): _half_closed(one) for one in facts.series}
+    ends = [
+        now.closed.get(CLOSED, 0) - before.closed.get(CLOSED, 0)
+        for (_, before), (_, now) in pairwise(agents)
+    ]
+    usual = median(ends) if ends else 0.0
     for place in range(1, len(agents)):
         (_, before), (at, now) = agents[place - 1], agents[place]
         dropped = sum(now.evictions.values()) - sum(before.evictions.values())
+        within_s = RECONNECT_S
         if dropped < max(LEAST_BURST, LEAST_BURST_SHARE * before.believed):
-            dropped = now.closed.get(CLOSED, 0) - before.closed.get(CLOSED, 0)
-            dropped -= left.get(agents[place - 1][0], 0)
-            if dropped < max(LEAST_BURST, LEAST_ENDED_SHARE * before.believed):
+            dropped = ends[place - 1] - left.get(agents[place - 1][0], 0)
+            within_s = AT_ONCE_S
+            share = LEAST_ENDED_SHARE * before.believed
+            if dropped < max(LEAST_BURST, share, LEAST_ENDED_FACTOR * usual):
                 continue
         lag = max(
             max(one.loop_lag_s, one.loop_blocked_s)
             for _, one in agents[max(0, place - 3) : place + 1]
         )
-        later = [one for then, one in agents[place:] if then - at <= RECONNECT_S]
+        later = [one for then, one in agents[place:] if then - at <= within_s]
         back = later[-1].opened - before.opened
         if lag >= LEAST_LAG_S and back >= dropped / 2:
             bursts.append((at, dropped, back, lag))
@@ -187,8 +206,9 @@ def false_evictions(facts: Facts) -> Finding | None:
     return Finding(
         verdict=Verdict.FALSE_EVICTIONS,
         confidence=min(0.9, 0.65 + 0.1 * len(bursts)),
-        summary=f"{dropped} clients were dropped in {len(bursts)} bursts while the event loop "
-        "lagged, and connected again at once",
+        summary=f"{dropped} clients were dropped in {len(bursts)} "
+        f"{'burst' if len(bursts) == 1 else 'bursts'} while the event loop lagged, and connected "
+        "again at once",
         evidence=(
             Evidence("dropped_in_bursts", dropped, "connections", from_s, to_s),
             Evidence("connected_again", sum(b[2] for b in bursts), "connections", from_s, to_s),
