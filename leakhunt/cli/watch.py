@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, Self
 
 import typer
 
@@ -17,6 +19,9 @@ from leakhunt.cli.say import say
 from leakhunt.core.samples import Sample
 from leakhunt.core.summary import Summariser, Summary
 from leakhunt.errors import NotTestable, ProcessGone
+
+if TYPE_CHECKING:
+    from leakhunt.collect.recording import Recorder
 
 _LOOK_EVERY_S: Final = 0.5
 """How often ``--follow`` looks for the server's next process."""
@@ -65,7 +70,7 @@ def watch(
 
     It works on any server in any language and needs nothing in it; where leakhunt is mounted,
     the agent's side is shown as well. A server with worker processes is watched with its
-    workers. On a terminal the latest sample is shown until Ctrl-C; in a pipe, or with --json,
+    workers. On a terminal it is a screen with every connection; in a pipe, or with --json,
     every sample is one line.
 
     Examples:
@@ -85,31 +90,47 @@ def watch(
         raise typer.BadParameter("--replay FILE needs no server", param_hint="--replay")
     if replay is None and not named:
         raise typer.BadParameter("name the server by its PID, --port or --name")
-    stop = Stop()
+    screen = not (as_json or with_sockets) and is_terminal()
     with ExitStack() as stack:
-        source: Iterator[Sample]
-        output: Output
+        server: Server | None = None
+        samples: Callable[[Onlooker], Iterator[Sample]]
         if replay is not None:
             from leakhunt.collect.recording import Recording
 
             series = stack.enter_context(Recording(replay)).series
-            output = _output(as_json, with_sockets, f"{replay}: {len(series):,} samples")
-            source = _replayed(series, interval if isinstance(output, Screen) else 0.0, stop)
+            title = f"{replay}: {len(series):,} samples"
+            samples = partial(_replayed, series, interval if screen else 0.0)
         else:
             server = Server(pid, port, name)
             stack.callback(server.close)
-            output = _output(as_json, with_sockets, server.title)
-            source = server.samples(interval, for_, output if follow else None, stop)
+            title = server.title
+            samples = partial(server.samples, interval, for_, follow)
             if record is not None:
                 from leakhunt.collect.recording import Recorder
 
                 recorder = Recorder(record, max_bytes=round(max_size * 1e6))
-                source = _recorded(source, stack.enter_context(recorder))
-        with stop, output:
-            summariser = Summariser()
-            for sample in source:
-                sockets = tuple(sample.sockets)
-                output.show(sample, summariser.of(sample, sockets), sockets)
+                samples = partial(_recorded, samples, stack.enter_context(recorder))
+        if screen:
+            from leakhunt.cli.watch_screen import ScreenFeed, show_on_screen
+
+            sampler = None if server is None else (lambda: server.sampler)
+            show_on_screen(ScreenFeed(title, samples, sampler))
+        else:
+            with Lines(with_sockets) as lines:
+                summariser = Summariser()
+                for sample in samples(lines):
+                    # Thousands become objects only where each of them is wanted.
+                    sockets = tuple(sample.sockets) if with_sockets else None
+                    lines.show(sample, summariser.of(sample, sockets), sockets or ())
+
+
+def is_terminal() -> bool:
+    """Whether a screen can be drawn and keys can be read."""
+    # Textual draws on stderr and reads stdin.
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return os.environ.get("TERM") != "dumb" and all(
+        stream is not None and stream.isatty() for stream in streams
+    )
 
 
 class Server:
@@ -120,37 +141,38 @@ class Server:
 
         self._port, self._name = port, name
         self._open = open_sampler
-        self._sampler = open_sampler(pid, port, name)
+        self.sampler = open_sampler(pid, port, name)
+        """Of the process that it is now."""
 
     @property
     def title(self) -> str:
         """What is watched, in words."""
         try:
-            words = " ".join(self._sampler.process.command_line())
+            words = " ".join(self.sampler.process.command_line())
         except (NotTestable, ProcessGone):
             words = ""
-        return f"{words or 'process'} ({self._sampler.process.pid})"
+        return f"{words or 'process'} ({self.sampler.process.pid})"
 
     def close(self) -> None:
         """Close what the sampler holds."""
-        self._sampler.close()
+        self.sampler.close()
 
     def samples(
-        self, interval: float, for_: float | None, follow: Output | None, stop: Stop
+        self, interval: float, for_: float | None, follow: bool, onlooker: Onlooker
     ) -> Iterator[Sample]:
         """One sample per interval until the time is over or the process has ended.
 
-        :param follow: where to say that it ended and another is waited for; ``None``: raise.
+        :param follow: when it has ended, wait for another one, and say so; else raise.
         """
         end = float("inf") if for_ is None else time.monotonic() + for_
         due = time.monotonic()
         while True:
             try:
-                sample = self._sampler.sample()
+                sample = self.sampler.sample()
             except ProcessGone as error:
-                if follow is None:
+                if not follow:
                     raise
-                if not self._find_next(error, end, follow, stop):
+                if not self._find_next(error, end, onlooker):
                     return
                 due = time.monotonic()
                 continue
@@ -159,37 +181,35 @@ class Server:
             due = max(due + interval, time.monotonic())
             if due > end:
                 return
-            stop.sleep(due - time.monotonic())
+            onlooker.sleep(due - time.monotonic())
 
-    def _find_next(self, error: ProcessGone, end: float, output: Output, stop: Stop) -> bool:
-        ports = self._sampler.ports
+    def _find_next(self, error: ProcessGone, end: float, onlooker: Onlooker) -> bool:
+        ports = self.sampler.ports
         if self._name is None and not ports:
             raise error
-        self._sampler.close()
+        self.sampler.close()
         where = f"port {ports[0]}" if self._name is None else f"the name {self._name!r}"
-        output.say(f"{error}; waiting for another one on {where}")
+        onlooker.say(f"{error}; waiting for another one on {where}")
         while time.monotonic() <= end:
             try:
                 port = self._port if self._name is not None else ports[0]
-                self._sampler = self._open(None, port, self._name)
+                self.sampler = self._open(None, port, self._name)
             except (NotTestable, ProcessGone):
-                stop.sleep(_LOOK_EVERY_S)
+                onlooker.sleep(_LOOK_EVERY_S)
             else:
                 return True
         return False
 
 
-class Output(Protocol):
-    """Where samples go."""
-
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *exc_info: object) -> None: ...
-    def show(self, sample: Sample, summary: Summary, sockets: tuple[Any, ...]) -> None:
-        """The next sample."""
-        ...
+class Onlooker(Protocol):
+    """For whom samples are taken."""
 
     def say(self, text: str) -> None:
         """Something happened that is no sample."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for the time of the next sample; raises what shall end the samples."""
         ...
 
 
@@ -199,12 +219,14 @@ class Lines:
     def __init__(self, with_sockets: bool) -> None:
         self._with_sockets = with_sockets
         self._said: set[str] = set()
+        self._stop = Stop()
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> Self:
+        self._stop.__enter__()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        pass
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool:
+        return self._stop.__exit__(kind, *rest)
 
     def show(self, sample: Sample, summary: Summary, sockets: tuple[Any, ...]) -> None:
         """Print the line."""
@@ -222,57 +244,24 @@ class Lines:
         """Print it on stderr."""
         say(text)
 
-
-class Screen:
-    """The latest sample on the terminal."""
-
-    def __init__(self, title: str) -> None:
-        from rich.live import Live
-
-        from leakhunt.report.console import stdout_console
-        from leakhunt.report.watch import WatchScreen
-
-        self._screen = WatchScreen(title, "Ctrl-C ends")
-        self._live = Live(
-            self._screen, console=stdout_console(), auto_refresh=False, redirect_stdout=False,
-            redirect_stderr=False,
-        )  # fmt: skip
-
-    def __enter__(self) -> Screen:
-        self._live.__enter__()
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._live.__exit__(*exc_info)
-
-    def show(self, sample: Sample, summary: Summary, sockets: tuple[Any, ...]) -> None:
-        """Draw it."""
-        self._screen.show(sample, summary)
-        self._live.refresh()
-
-    def say(self, text: str) -> None:
-        """Add it to the events."""
-        self._screen.event(text, "yellow")
-        self._live.refresh()
+    def sleep(self, seconds: float) -> None:
+        """Wait, unless it shall end."""
+        self._stop.sleep(seconds)
 
 
-def _output(as_json: bool, with_sockets: bool, title: str) -> Output:
-    if as_json or with_sockets or not sys.stdout.isatty():
-        return Lines(with_sockets)
-    return Screen(title)
-
-
-def _recorded(source: Iterator[Sample], recorder: Any) -> Iterator[Sample]:
-    for sample in source:
+def _recorded(
+    samples: Callable[[Onlooker], Iterator[Sample]], recorder: Recorder, onlooker: Onlooker
+) -> Iterator[Sample]:
+    for sample in samples(onlooker):
         recorder.add(sample)
         yield sample
 
 
-def _replayed(series: list[Sample], longest_s: float, stop: Stop) -> Iterator[Sample]:
+def _replayed(series: list[Sample], longest_s: float, onlooker: Onlooker) -> Iterator[Sample]:
     before = None
     for sample in series:
         if before is not None:
-            stop.sleep(min(sample.at - before, longest_s))
+            onlooker.sleep(min(sample.at - before, longest_s))
         before = sample.at
         yield sample
 

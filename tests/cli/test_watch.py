@@ -1,21 +1,16 @@
-"""``leakhunt watch`` on real servers: lines, screen, recordings, restarts."""
+"""``leakhunt watch`` on real servers: lines, recordings, restarts."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import termios
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -174,57 +169,6 @@ def test_a_restart_is_followed():
         _, err = watcher.communicate()
         assert watcher.returncode == 0
         assert f"waiting for another one on port {port}" in err
-
-
-def on_a_terminal(
-    args: Sequence[object], end_after: str, environment: dict[str, str]
-) -> tuple[int, str]:
-    """Run it on a terminal of 80x24 until a text was written, then press Ctrl-C."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    process = subprocess.Popen(
-        [*LEAKHUNT, "watch", *map(str, args)], stdin=theirs, stdout=theirs, stderr=theirs,
-        env={**os.environ, "TERM": "xterm-256color", **environment}, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
-    os.close(theirs)
-    written, pressed = "", False
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            data = os.read(ours, 1 << 16)
-        except OSError:  # it has ended
-            break
-        if not data:
-            break
-        written += data.decode(errors="replace")
-        if end_after in written and not pressed:
-            pressed = True
-            os.write(ours, b"\x03")
-    process.kill()
-    os.close(ours)
-    return process.wait(), written
-
-
-def test_on_a_terminal_the_latest_sample_is_shown():
-    """80x24 without colour suffices; Ctrl-C ends it with exit code 0 and leaves the cursor on."""
-    with (
-        served("--evict-after", "20") as (process, port),
-        socket.create_connection(("127.0.0.1", port)) as client,
-    ):
-        peer = "{}:{}".format(*client.getsockname())
-        code, written = on_a_terminal(
-            [process.pid, "--interval", "50ms"], "1 sockets", {"NO_COLOR": "1"}
-        )
-    assert code == 0, written
-    assert "Traceback" not in written
-    assert peer not in written  # it was there before: no event
-    for words in ("RSS ", "heard from within 20 s", "1 ESTABLISHED", "evictions: none", "Ctrl-C"):
-        assert words in written
-    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", written)  # NO_COLOR
-    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written))
-    assert max(map(len, lines)) <= 80
-    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
 
 
 @pytest.mark.parametrize(
