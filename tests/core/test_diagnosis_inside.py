@@ -533,7 +533,8 @@ def dear(each: float) -> list[Sample]:
     ("each", "library", "verdict", "words"),
     [
         (60_000, "websockets", "healthy", "websockets with compression needs 65 kB"),
-        (20_000, "websockets", "healthy", "websockets without compression needs 14 kB"),
+        (18_000, "websockets", "healthy", "websockets without compression needs 14 kB"),
+        (35_000, "websockets", "healthy", "needs 14 kB without compression and 65 kB with it"),
         (130_000, "aiohttp", "compression-cost", "aiohttp with compression needs 126 kB"),
         (160_000, "granian", "healthy", "granian needs 157 kB"),
         (300_000, "tornado", "compression-cost", "tornado needs 11 kB"),
@@ -549,6 +550,13 @@ def test_a_connection_is_compared_with_what_it_is_known_to_need(
     assert words in found.findings[0].summary
     named = "known_need" in [one.name for one in found.findings[0].evidence]
     assert named is bool(library)
+
+
+def test_memory_that_does_not_rise_with_connections_is_flat() -> None:
+    """No cost per connection is invented, and none compared."""
+    found = diagnose(dear(0.0), library="websockets")
+    assert found.findings[0].summary.startswith("memory is flat, and")
+    assert "known_need" not in [one.name for one in found.findings[0].evidence]
 
 
 # --- lines to paste -----------------------------------------------------------------------------

@@ -74,6 +74,9 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 """All rules; of two equally strong findings the one of the earlier rule wins."""
 
+FOLLOWS: Final = 0.3
+"""Least share of memory's variance that the connections explain, to say that it follows them."""
+
 HEALTHY: Final = Least(8, 5.0)
 """The least evidence for a clean bill of health."""
 
@@ -185,7 +188,7 @@ def _healthy(facts: Facts) -> Finding:
             next="mount the agent, or watch where the kernel answers by netlink (Linux)",
         )  # fmt: skip
     found = facts.correlation
-    each = found.bytes_per_connection
+    each = found.bytes_per_connection if (found.r2 or 0.0) >= FOLLOWS else None
     follows = (
         "memory is flat" if each is None
         else f"memory follows the connections at {each / 1000:.3g} kB each"

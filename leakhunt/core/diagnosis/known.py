@@ -17,16 +17,18 @@ CLOSE: Final = 1.3
 
 
 def known_need(library: str, each: float) -> str:
-    """``websockets with compression needs 65 kB``: whichever need is nearer; may be empty."""
+    """``websockets with compression needs 65 kB``, or both needs; empty: it is not known."""
     need = DEFLATE.get(library)
     if need is None:
         return ""
+    plain, packed = size(need.plain_bytes), size(need.deflate_bytes)
     if need.plain_bytes == need.deflate_bytes:
-        return f"{library} needs {size(need.plain_bytes)}"
-    # By ratio: 30 kB is nearer to 14 kB than to 65 kB in what it says, not in bytes.
-    packed = each * each > need.plain_bytes * need.deflate_bytes
-    nearer = need.deflate_bytes if packed else need.plain_bytes
-    return f"{library} {'with' if packed else 'without'} compression needs {size(nearer)}"
+        return f"{library} needs {plain}"
+    if each >= need.deflate_bytes / CLOSE:
+        return f"{library} with compression needs {packed}"
+    if each <= need.plain_bytes * CLOSE:
+        return f"{library} without compression needs {plain}"
+    return f"{library} needs {plain} without compression and {packed} with it"
 
 
 def known_evidence(facts: Facts) -> tuple[Evidence, ...]:

@@ -132,8 +132,12 @@ def cyclic_garbage(facts: Facts) -> Finding | None:
     return Finding(
         verdict=Verdict.CYCLIC_GARBAGE,
         confidence=0.75 if share >= GARBAGE_SHARE else WEAK,
-        summary=f"{len(found)} full collections freed {closed} closed connections and up to "
-        f"{share:.0%} of all objects: they wait for the collector, nothing refers to them",
+        summary=f"{len(found)} full collections freed "
+        + " and ".join(
+            [f"{closed} closed connections"] * bool(closed)
+            + [f"up to {share:.0%} of all objects"] * (share >= 0.01)
+        )
+        + ": they wait for the collector, nothing refers to them",
         evidence=(
             Evidence("full_collections", len(inside.passes), "collections", from_s, to_s),
             Evidence("closed_connections_freed", closed, "objects", from_s, to_s),
