@@ -50,7 +50,7 @@ class Layout:
 class Block:
     """Full sockets of one layout, as the kernel wrote them."""
 
-    __slots__ = ("cookies", "family", "inodes", "layout", "raw", "states")
+    __slots__ = ("family", "inodes", "layout", "raw", "states")
 
     def __init__(self, family: int, layout: Layout, raw: bytes | memoryview) -> None:
         self.family: Final = family
@@ -60,16 +60,15 @@ class Block:
         """A byte for each socket."""
         self.inodes: Final = self._words(layout.columns["inode"]).tobytes()
         """Four bytes for each."""
-        self.cookies: Final = self._cookies()
-        """Eight bytes for each: the kernel's own number of the socket, never used twice."""
 
     def __len__(self) -> int:
         return len(self.states)
 
-    @property
     def identity(self) -> tuple[bytes, bytes, bytes]:
         """The same in two dumps when they are of the same sockets, in the same states."""
-        return self.cookies, self.inodes, self.states
+        # An inode's number comes again after 2**32 others, but many sockets may have none.
+        all_have_inodes = b"\0\0\0\0" not in self.inodes
+        return self.inodes, self.states, b"" if all_have_inodes else self._cookies()
 
     def numbers(self, name: str) -> list[int]:
         """One of the columns of 32 bits."""
@@ -82,8 +81,8 @@ class Block:
         return sum(memoryview(column).cast("I").tolist()) if column.strip(b"\0") else 0
 
     def cookie_numbers(self) -> list[int]:
-        """The cookies as numbers."""
-        return memoryview(self.cookies).cast("Q").tolist()
+        """The kernel's own number of every socket, never used twice."""
+        return memoryview(self._cookies()).cast("Q").tolist()
 
     def peer(self, number: int) -> str:
         """Address and port of one socket's client."""

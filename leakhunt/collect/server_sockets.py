@@ -242,7 +242,7 @@ class SocketMemory:
             a socket with a descriptor that is not among them belongs to another server on the
             same port and is left out. ``None`` where nobody can tell.
         """
-        identities = [block.identity for block in blocks]
+        identities = [block.identity() for block in blocks]
         if identities != self._identities or not (self._settled or owners is self._owners):
             self._look_at_each(blocks, owners, now)
             self._identities, self._owners = identities, owners
