@@ -347,6 +347,22 @@ def test_another_server_on_the_port_is_not_summed_up():
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_sockets_of_the_text_tables_are_summed_up_too(monkeypatch):
+    """Without netlink there are no columns; what comes and goes is counted all the same."""
+    with bare() as server, clients(server.port, 2) as opened:
+        opened[0].sendall(b"12345")
+        monkeypatch.setattr(SocketTable, "_open", lambda self: (_ for _ in ()).throw(OSError()))
+        with Sampler(server.pid) as sampler:
+            sample = Twice(sampler.sample)
+            until(sample, lambda s: s.descriptors.get("connection") == 2)
+            assert sample.summaries[-1].recv_queue_bytes == 5
+            assert sample.summaries[-1].silent is None
+            with clients(server.port, 1):
+                until(sample, lambda s: s.descriptors.get("connection") == 3)
+                assert sum(len(one.opened) for one in sample.summaries) >= 1
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_a_connection_that_is_handed_over_keeps_its_owner(tmp_path):
     """A worker gets it by SCM_RIGHTS and its first holder closes it: it is still the server's."""
     path = str(tmp_path / "s")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import pytest
+
 from leakhunt.core.samples import AgentSample, Sample, ServerSocket
+from leakhunt.core.socket_totals import SocketTotals, totals_of
 from leakhunt.core.summary import Summariser
 
 
@@ -80,3 +84,38 @@ def test_another_process_begins_anew():
     summary = of(sample(one(2), pid=8, agent=AgentSample(evictions={"slow": 1})))
     assert (summary.opened, summary.closed) == (("10.0.0.1:2",), ())
     assert summary.evicted == {}
+
+
+class Counted(tuple[ServerSocket, ...]):
+    """Sockets that answer for all of them together, and are gone through only by force."""
+
+    def __iter__(self) -> Iterator[ServerSocket]:
+        raise AssertionError("they were gone through")
+
+    def totals(self, silent_after_s: float) -> SocketTotals:
+        return totals_of(tuple.__iter__(self), silent_after_s)
+
+    def changes_since(self, before: object) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        if not isinstance(before, Counted):
+            return None
+        now, then = ([one.peer for one in tuple.__iter__(side)] for side in (self, before))
+        return tuple(p for p in now if p not in then), tuple(p for p in then if p not in now)
+
+
+def test_sockets_that_count_themselves_are_not_gone_through():
+    """The numbers are the same; with a sample that does not, they are compared one by one."""
+    of, by_hand = Summariser().of, Summariser().of
+    first, second = [one(1, recv_queue_bytes=3), one(0)], [one(2), one(3, last_data_recv_s=99.0)]
+    for sockets in (first, second, second):
+        assert of(replace(sample(), sockets=Counted(sockets))) == by_hand(sample(*sockets))
+    with pytest.raises(AssertionError, match="gone through"):
+        of(sample(one(4)))
+
+
+def test_no_memory_is_zero_where_there_are_no_sockets():
+    """Without sockets the kernel keeps nothing; with some it may not tell."""
+    assert Summariser().of(sample()).memory_bytes == 0
+    assert Summariser().of(sample(one(1, memory_bytes=None))).memory_bytes is None
+    added = SocketTotals(memory_bytes=None) + SocketTotals(memory_bytes=None)
+    assert added.memory_bytes is None
+    assert (added + SocketTotals(memory_bytes=4, open=1)) == SocketTotals(memory_bytes=4, open=1)
