@@ -76,6 +76,20 @@ def test_an_agent_that_does_not_answer_once_changes_nothing() -> None:
     assert evidence(found)["members_of_closed_connections"] == 10
 
 
+@pytest.mark.parametrize(("surplus", "verdict"), [(15, "healthy"), (60, "store-leak")])
+def test_who_has_just_gone_may_still_be_a_member(surplus: int, verdict: str) -> None:
+    """Ten connections end in a second, and each leaves its group a moment later."""
+    seen = stored(
+        lambda at: [StoreNode(node=HERE, members=50 + surplus)], living=lambda at: {HERE: 50}
+    )
+    churning = [
+        replace(one, agent=replace(one.agent, opened=50 + 10 * n, closed={"closed": 10 * n}))
+        for n, one in enumerate(seen)
+        if one.agent
+    ]
+    assert diagnose(churning).verdict == verdict
+
+
 @pytest.mark.parametrize("dead", [killed, full])
 def test_a_process_that_takes_nothing_is_dead(dead: Callable[[float], StoreNode]) -> None:
     """Its oldest message stays, or is dropped by its age alone: all of its members are dead."""

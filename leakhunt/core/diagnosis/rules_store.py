@@ -18,6 +18,7 @@ nothing, and of which no agent answers, is not judged: it may be another host's.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -33,6 +34,9 @@ MOST_LOOKS: Final = 8
 LEAST_SURPLUS: Final = 2
 LEAST_SURPLUS_SHARE: Final = 0.02
 """Memberships that may be in the store and not in the process: just added, or just left."""
+
+LEAVING_S: Final = 2.0
+"""And those of connections that ended so short a time ago: leaving takes a round trip or more."""
 
 NAMED: Final = 5
 """So many dead processes are named in the clean-up."""
@@ -64,6 +68,8 @@ class Look(NamedTuple):
     store: StoreSample
     living: Mapping[str, int]
     """Memberships of living channels by process, of those whose agent answers."""
+    leaving: int
+    """Connections that ended within the last :data:`LEAVING_S`."""
 
 
 class Verdicts(NamedTuple):
@@ -185,11 +191,18 @@ def not_judged(facts: Facts) -> str:
 
 def looks_at(series: Sequence[Sample]) -> list[Look]:
     """The looks at the store in a series, each as it was when it was taken."""
-    return [
-        Look(one.at, one.store, {} if one.agent is None else one.agent.store_members)
-        for one in series
-        if one.store is not None
-    ]
+    ended: deque[tuple[float, int]] = deque()
+    looks = []
+    for one in series:
+        if one.agent is not None:
+            ended.append((one.at, sum(one.agent.closed.values())))
+        while len(ended) > 1 and ended[1][0] <= one.at - LEAVING_S:
+            ended.popleft()
+        if one.store is not None:
+            living = {} if one.agent is None else one.agent.store_members
+            leaving = ended[-1][1] - ended[0][1] if ended else 0
+            looks.append(Look(one.at, one.store, living, leaving))
+    return looks
 
 
 def judge_store(looks: Sequence[Look], dead_after_s: float) -> Verdicts:
@@ -221,7 +234,11 @@ def _surplus(looks: Sequence[Look], name: str) -> int:
         sum(node.members for node in look.store.nodes if node.node == name) - look.living[name]
         for look in answered
     )
-    few = max(LEAST_SURPLUS, LEAST_SURPLUS_SHARE * answered[-1].living[name])
+    few = max(
+        LEAST_SURPLUS,
+        LEAST_SURPLUS_SHARE * answered[-1].living[name],
+        max(look.leaving for look in answered),
+    )
     return least if least > few else 0
 
 
