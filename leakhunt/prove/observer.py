@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from typing import Final, Self
@@ -20,6 +21,11 @@ _OWN_SHARE: Final = 0.1
 
 _CHILDREN_S: Final = 2.0
 """How often one looks for new workers of the server."""
+
+_REST_S: Final = 2.0
+"""How long a server may take to let go of those who only asked whether it listens."""
+
+_REST_INTERVAL_S: Final = 0.03
 
 
 class Observer:
@@ -106,6 +112,29 @@ class Observer:
         self.zombies = zombies
         self.read(samples)
         self._cost_s = time.monotonic() - begun
+
+    async def read_before(self, *, alone: bool) -> None:
+        """Add the reading without clients, when the server has come to rest; within 2 s.
+
+        We had to connect to learn that it listens, and it may take its time to close that, or
+        open files to log it: such a descriptor does not count as one that it had before.
+
+        :param alone: nobody else is connected to the server; otherwise only its descriptors
+            have to stay the same for a moment.
+        """
+        deadline = time.monotonic() + _REST_S
+        last = -1
+        while time.monotonic() < deadline:
+            used = alone and any(
+                sample.state not in ("LISTEN", "TIME_WAIT")
+                for sample in self._table.dump(self._port, details=False)
+            )
+            _, descriptors = self._resources()
+            if descriptors is None or (descriptors == last and not used):
+                break
+            last = -1 if used else descriptors
+            await asyncio.sleep(_REST_INTERVAL_S)
+        self.read([])
 
     def read(self, samples: Iterable[SocketSample]) -> None:
         """Add a reading: the given sockets with the server's memory and descriptors."""

@@ -101,7 +101,7 @@ class _Run:
         scenario = self.scenario
         self.target = target = await open_target(stack, scenario)
         self.observer = observer = stack.enter_context(Observer(target))
-        observer.read([])  # without clients
+        await observer.read_before(alone=target.started is not None)
         self.progress.observer = observer
         self.watch = Watch(target, observer, self.casualties, self.progress)
         self.fleet = await stack.enter_async_context(Fleet(on_close=self.casualties.note_closed))

@@ -36,6 +36,35 @@ def test_idle_keepalive_holds(prove: Prove) -> None:
     assert result["agent"]["present"] is False
 
 
+def test_who_asked_whether_it_listens_was_not_there_before(prove: Prove) -> None:
+    """A server that is slow to close what its clients have closed: ours do not count as its own."""
+    server = (
+        "import asyncio, sys\n"
+        "from websockets.asyncio.server import ServerConnection, serve\n"
+        "class Slow(ServerConnection):\n"
+        "    def eof_received(self):\n"
+        "        asyncio.get_running_loop().call_later(0.3, super().eof_received)\n"
+        "        asyncio.get_running_loop().call_later(0.3, self.transport.abort)\n"
+        "        return True\n"
+        "async def handler(c):\n"
+        "    await c.wait_closed()\n"
+        "async def main():\n"
+        "    async with serve(\n"
+        "        handler, '127.0.0.1', int(sys.argv[1]), create_connection=Slow,\n"
+        "        ping_interval=None,\n"
+        "    ):\n"
+        "        await asyncio.get_running_loop().create_future()\n"
+        "asyncio.run(main())\n"
+    )
+    words = ("--clients", "9", "--controls", "3", "--within", "3s", "--settle", "600ms")
+    run = prove(*words, "--death", "kill", "--json", "-", "--", sys.executable, "-c", server,
+                "{port}")  # fmt: skip
+    assert run.code == 0, run.output + run.errors
+    descriptors = run.result["memory"]["descriptors"]
+    assert descriptors["peak"] >= descriptors["before"] + 12
+    assert run.result["deaths"][0]["gone_s"]["min_s"] > 0.2  # it is slow indeed
+
+
 def test_without_keepalive_it_fails(prove: Prove) -> None:
     """A server that asks nobody keeps frozen clients: disproven, exit 1, the worst is named."""
     run = prove(*SMALL, "--within", "1s", "--death", "stall", "--", *plain_ws())
