@@ -70,6 +70,8 @@ def handle_for(
 def _hook(stream: Any, transport: Any, conn: Connection) -> None:
     stream._leakhunt = conn
     protocol = transport.get_protocol()
+    if protocol is None:
+        return  # uvloop's, under TLS: the client is gone, and there is nothing to be told of
     protocol._leakhunt = conn
     hook_protocol(protocol, transport)
 
