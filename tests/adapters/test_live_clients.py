@@ -22,7 +22,7 @@ from leakhunt.prove.spec import ClientSpec
 from tests.adapters.conftest import starter
 from tests.together import Together
 
-together = Together(at_once=8, start=starter)
+together = Together(at_once=6, start=starter)
 
 EVICT_AFTER = 2.0
 LONG = 3 * EVICT_AFTER

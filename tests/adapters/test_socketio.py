@@ -1,7 +1,7 @@
 """Socket.IO, on both of its transports: the promise holds for a session that has no TCP too.
 
 ``evict_after`` is 2 s. The servers are processes, the clients python-socketio's own, or raw where
-one has to stop in the middle of something.
+one has to stop in the middle of something. What runs on a server runs at the same time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from leakhunt.collect.agent import AgentClient
 from leakhunt.collect.sockets import dump_tcp
 from leakhunt.errors import MountError
 from tests.adapters.conftest import ROOT
+from tests.together import Together
 
 aiohttp = pytest.importorskip("aiohttp")
 socketio = pytest.importorskip("socketio")
@@ -40,7 +41,8 @@ EVICT_AFTER = 2.0
 BOUND = EVICT_AFTER + 0.5
 LONG = 3 * EVICT_AFTER
 
-MODES = ("asgi", "aiohttp")
+together = Together(at_once=4)
+both_modes = pytest.mark.parametrize("mode", ["asgi", "aiohttp"])
 TRANSPORTS = ("polling", "websocket")
 
 
@@ -59,6 +61,10 @@ class Served:
     def rows(self) -> list[Any]:
         with AgentClient(self.process.pid) as client:
             return client.connections()
+
+    def agent(self) -> Any:
+        with AgentClient(self.process.pid) as client:
+            return client.status().agents[0]
 
     def peers(self) -> set[int]:
         """Ports of the clients whose TCP connection the server still has, but for our own."""
@@ -81,33 +87,29 @@ class Served:
             await asyncio.sleep(0.05)
 
 
-@contextlib.contextmanager
-def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+@contextlib.asynccontextmanager
+async def process(*command: str) -> AsyncIterator[tuple[subprocess.Popen[str], list[str]]]:
     """A child that has said ``ready``, and what else it said."""
     arguments = [sys.executable, *command]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
         try:
             assert child.stdout is not None
-            words = child.stdout.readline().split()
+            words = (await asyncio.to_thread(child.stdout.readline)).split()
             assert words[:1] == ["ready"], words
             yield child, words[1:]
         finally:
             child.send_signal(signal.SIGCONT)
             child.send_signal(signal.SIGTERM)  # the server takes its agent's socket with it
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(5)
+                await asyncio.to_thread(child.wait, 5)
             child.kill()
 
 
-@contextlib.contextmanager
-def serve(mode: str, *options: str) -> Iterator[Served]:
-    with process("-W", "error", str(SERVER), "--async-mode", mode, *options) as (child, words):
+@contextlib.asynccontextmanager
+async def serve(mode: str, *options: str) -> AsyncIterator[Served]:
+    command = ("-W", "error", str(SERVER), "--async-mode", mode, *options)
+    async with process(*command) as (child, words):
         yield Served(child, int(words[0]))
-
-
-@pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @contextlib.asynccontextmanager
@@ -181,104 +183,109 @@ async def raw(served: Served) -> AsyncIterator[Raw]:
 
 @pytest.mark.parametrize("death", [signal.SIGSTOP, signal.SIGKILL])
 @pytest.mark.parametrize("transport", TRANSPORTS)
+@both_modes
+@together
 async def test_a_dead_client_is_gone_in_time(
     mode: str, transport: str, death: signal.Signals
 ) -> None:
     """Its session, its rooms and its TCP connections; its disconnect event has fired once."""
-    with serve(mode) as served:
-        async with client(served, "websocket") as living:
-            await living.call("join", "lobby")
-            ours = served.peers()
-            with process(str(CLIENT), served.url, transport) as (child, _):
-                await served.until(lambda state: state["rooms"]["/"].get("lobby") == 2)
-                child.send_signal(death)
-                state, took = await served.until(lambda state: state["sessions"] == 1)
-                assert took <= BOUND + 0.5, state
-                state, _ = await served.until(lambda state: len(state["disconnected"]) == 1)
-                assert state["rooms"]["/"]["lobby"] == 1
-                assert len(state["disconnected"][0]) == 1
-                assert state["believed"] == 1
-                await served.until(lambda _: served.peers() <= ours)
-                if death == signal.SIGSTOP or transport == "polling":
-                    assert sum(state["evictions"].values()) == 1
-                assert state["stuck"] == state["foreign"] == 0
-            assert living.connected
+    async with serve(mode) as served, client(served, "websocket") as living:
+        await living.call("join", "lobby")
+        ours = served.peers()
+        async with process(str(CLIENT), served.url, transport) as (child, _):
+            await served.until(lambda state: state["rooms"]["/"].get("lobby") == 2)
+            child.send_signal(death)
+            state, took = await served.until(lambda state: state["sessions"] == 1)
+            assert took <= BOUND + 0.5, state
+            state, _ = await served.until(lambda state: len(state["disconnected"]) == 1)
+            assert state["rooms"]["/"]["lobby"] == 1
+            assert len(state["disconnected"][0]) == 1
+            assert state["believed"] == 1
+            await served.until(lambda _: served.peers() <= ours)
+            if death == signal.SIGSTOP or transport == "polling":
+                assert sum(state["evictions"].values()) == 1
+            assert state["stuck"] == state["foreign"] == 0
+        assert living.connected
 
 
+@both_modes
+@together
 async def test_a_client_that_stops_polling_is_dead(mode: str) -> None:
     """Its idle HTTP connection is reset too, though nothing is wrong with it."""
-    with serve(mode) as served:
-        async with raw(served) as client:
-            await client.open()
-            await client.post('42["join","lobby"]')
-            assert len(served.peers()) == 1
-            state, took = await served.until(lambda state: state["evictions"])
-            assert took <= BOUND + 0.5
-            state, _ = await served.until(lambda state: state["sessions"] == 0)
-            assert state["evictions"] == {"no-pong": 1}
-            # Before 5.12 there are no reasons.
-            assert state["disconnected"] in ([["ping timeout"]], [["?"]])
-            assert state["rooms"] == {}
-            await served.until(lambda _: not served.peers())
+    async with serve(mode) as served, raw(served) as client:
+        await client.open()
+        await client.post('42["join","lobby"]')
+        assert len(served.peers()) == 1
+        state, took = await served.until(lambda state: state["evictions"])
+        assert took <= BOUND + 0.5
+        state, _ = await served.until(lambda state: state["sessions"] == 0)
+        assert state["evictions"] == {"no-pong": 1}
+        # Before 5.12 there are no reasons.
+        assert state["disconnected"] in ([["ping timeout"]], [["?"]])
+        assert state["rooms"] == {}
+        await served.until(lambda _: not served.peers())
 
 
+@both_modes
+@together
 async def test_a_client_that_waits_in_an_open_request_is_asked(mode: str) -> None:
     """It gets a PING, and when no PONG follows its request's TCP connection is reset."""
-    with serve(mode) as served:
-        async with raw(served) as client:
-            await client.open()
-            waiting = await client.get()
-            assert waiting == ["2"]  # and now it says nothing
-            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-            path = client.url.partition(str(served.port))[2]
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            state, _ = await served.until(lambda state: state["sessions"] == 0)
-            assert state["evictions"] == {"no-pong": 1}
-            with pytest.raises(ConnectionResetError):
-                await asyncio.wait_for(reader.readuntil(b"never"), 5)
-            writer.close()
+    async with serve(mode) as served, raw(served) as client:
+        await client.open()
+        waiting = await client.get()
+        assert waiting == ["2"]  # and now it says nothing
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        path = client.url.partition(str(served.port))[2]
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        state, _ = await served.until(lambda state: state["sessions"] == 0)
+        assert state["evictions"] == {"no-pong": 1}
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.readuntil(b"never"), 5)
+        writer.close()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+@both_modes
+@together
 async def test_an_evicted_handler_sees_its_rooms_left_and_its_session_there(
     mode: str, transport: str
 ) -> None:
     """Rooms go before the disconnect event; its handler can still ask for the session."""
-    with serve(mode) as served:
-        async with raw(served) as client:
-            if transport == "websocket":
-                await client.websocket()
-            else:
-                await client.open()
-            state, _ = await served.until(lambda state: state["sessions"] == 0)
-            assert len(state["disconnected"]) == 1
-            assert state["foreign"] == 0
-            assert state["connected"] == 1
+    async with serve(mode) as served, raw(served) as client:
+        if transport == "websocket":
+            await client.websocket()
+        else:
+            await client.open()
+        state, _ = await served.until(lambda state: state["sessions"] == 0)
+        assert len(state["disconnected"]) == 1
+        assert state["foreign"] == 0
+        assert state["connected"] == 1
 
 
 @pytest.mark.parametrize("use", ["websocket", "state"])
+@both_modes
+@together
 async def test_a_shared_connection_is_not_reset(mode: str, use: str) -> None:
     """What a proxy has used for somebody else meanwhile stays, whoever is evicted."""
-    with serve(mode) as served:
-        async with raw(served) as client, raw(served) as other:
-            await client.open()
-            (port,) = served.peers()
-            other.http = client.http  # the proxy
-            if use == "websocket":
-                ws = await other.websocket()
-                reading = asyncio.create_task(answer_pings(ws))
-            else:
-                await asyncio.sleep(0.2)
-                async with client.http.get(f"{served.url}/state") as answer:
-                    await answer.read()
-            assert served.peers() == {port}
-            state, _ = await served.until(lambda state: state["evictions"])
-            await asyncio.sleep(0.5)
-            assert state["evictions"] == {"no-pong": 1}
-            assert port in served.peers()
-            if use == "websocket":
-                reading.cancel()
-                await ws.close()
+    async with serve(mode) as served, raw(served) as client, raw(served) as other:
+        await client.open()
+        (port,) = served.peers()
+        other.http = client.http  # the proxy
+        if use == "websocket":
+            ws = await other.websocket()
+            reading = asyncio.create_task(answer_pings(ws))
+        else:
+            await asyncio.sleep(0.2)
+            async with client.http.get(f"{served.url}/state") as answer:
+                await answer.read()
+        assert served.peers() == {port}
+        state, _ = await served.until(lambda state: state["evictions"])
+        await asyncio.sleep(0.5)
+        assert state["evictions"] == {"no-pong": 1}
+        assert port in served.peers()
+        if use == "websocket":
+            reading.cancel()
+            await ws.close()
 
 
 async def answer_pings(ws: Any) -> None:
@@ -291,11 +298,13 @@ async def answer_pings(ws: Any) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+@both_modes
+@together
 async def test_the_living_are_kept_while_the_loop_stalls(mode: str, transport: str) -> None:
     """Three bounds idle, three bounds of a blocked loop, and one more: nobody goes."""
-    with serve(mode) as served, contextlib.ExitStack() as clients:
+    async with serve(mode) as served, contextlib.AsyncExitStack() as clients:
         for _ in range(3):
-            clients.enter_context(process(str(CLIENT), served.url, transport))
+            await clients.enter_async_context(process(str(CLIENT), served.url, transport))
         async with client(served, transport) as one:
             await asyncio.sleep(LONG)
             await one.emit("stall", LONG)
@@ -310,46 +319,51 @@ async def test_the_living_are_kept_while_the_loop_stalls(mode: str, transport: s
             assert {row.adapter for row in rows} == {"socketio"}
 
 
+@both_modes
+@together
 async def test_a_slow_download_is_no_silence(mode: str) -> None:
     """A client that reads an answer for longer than the bound is kept while bytes move."""
-    with serve(mode) as served:
-        async with raw(served) as client:
-            await client.open()
-            await client.post('42["flood",[1,12000000]]')
-            async with client.http.get(client.url) as answer:
-                begun = time.monotonic()
-                while chunk := await answer.content.read(60_000):
-                    assert chunk
-                    await asyncio.sleep(0.02)
-                assert time.monotonic() - begun > EVICT_AFTER + 1
-            state = await asyncio.to_thread(served.state)
-            assert state["evictions"] == {}
-            assert state["sessions"] == 1
-            await client.post("41")
+    async with serve(mode) as served, raw(served) as client:
+        await client.open()
+        await client.post('42["flood",[1,12000000]]')
+        async with client.http.get(client.url) as answer:
+            begun = time.monotonic()
+            while chunk := await answer.content.read(60_000):
+                assert chunk
+                await asyncio.sleep(0.02)
+            assert time.monotonic() - begun > EVICT_AFTER + 1
+        state = await asyncio.to_thread(served.state)
+        assert state["evictions"] == {}
+        assert state["sessions"] == 1
+        await client.post("41")
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["leakhunt", "bare"])
+@both_modes
+@together
 async def test_engineios_own_keepalive_forgives_a_stall(mode: str, bare: bool) -> None:
     """A ping that was answered while the loop stalled drops nobody; alone engine.io does."""
     options = ["--keepalive", "3", "1", "--evict-after", "20"]
-    with serve(mode, *options, *(["--bare"] if bare else [])) as served:
-        async with raw(served) as client:
-            ws = await client.websocket()
-            while (packet := await ws.receive()).data != "2":
-                if packet.type is aiohttp.WSMsgType.PING:
-                    await ws.pong(packet.data)
-            # The stall begins before the PONG is looked at.
-            await ws.send_str('42["stall",2.5]')
-            await ws.send_str("3")
-            await asyncio.sleep(3)
-            state = await asyncio.to_thread(served.state)
-            assert len(state["disconnected"]) == int(bare), state
-            await ws.close()
+    options += ["--bare"] if bare else []
+    async with serve(mode, *options) as served, raw(served) as client:
+        ws = await client.websocket()
+        while (packet := await ws.receive()).data != "2":
+            if packet.type is aiohttp.WSMsgType.PING:
+                await ws.pong(packet.data)
+        # The stall begins before the PONG is looked at.
+        await ws.send_str('42["stall",2.5]')
+        await ws.send_str("3")
+        await asyncio.sleep(3)
+        state = await asyncio.to_thread(served.state)
+        assert len(state["disconnected"]) == int(bare), state
+        await ws.close()
 
 
+@both_modes
+@together
 async def test_a_burst_to_a_living_client_is_no_overflow(mode: str) -> None:
     """A thousand messages at once, four times the bound: all of them arrive."""
-    with serve(mode) as served:
+    async with serve(mode) as served:
         async with client(served, "websocket") as one:
             await one.emit("flood", [1000, 10])
             async with asyncio.timeout(5):
@@ -366,28 +380,31 @@ async def test_a_burst_to_a_living_client_is_no_overflow(mode: str) -> None:
         assert state["evictions"] == {}
 
 
+@both_modes
+@together
 async def test_one_large_binary_message_is_no_overflow(mode: str) -> None:
     """However large: its text and its attachments are one message, in packets of their own."""
     sizes = [2_000_000, 5_000_000]
-    with serve(mode, "--evict-after", "20") as served:
-        async with raw(served) as client:
-            await client.open()
-            await client.post(f'42["file",{json.dumps(sizes)}]')
-            await asyncio.sleep(1.5)  # between two polls
-            files = [packet for packet in await client.get() if packet.startswith("b")]
-            assert [len(file) * 3 // 4 for file in files] == pytest.approx(sizes, abs=9)
-            state = await asyncio.to_thread(served.state)
-            assert state["evictions"] == {}
-            await client.post("41")
+    async with serve(mode, "--evict-after", "20") as served, raw(served) as client:
+        await client.open()
+        await client.post(f'42["file",{json.dumps(sizes)}]')
+        await asyncio.sleep(1.5)  # between two polls
+        files = [packet for packet in await client.get() if packet.startswith("b")]
+        assert [len(file) * 3 // 4 for file in files] == pytest.approx(sizes, abs=9)
+        state = await asyncio.to_thread(served.state)
+        assert state["evictions"] == {}
+        await client.post("41")
 
 
 # Upgrade, rooms, messages
 
 
 @pytest.mark.parametrize("mounted", [(), ("--mounted-twice",)], ids=["alone", "twice"])
+@both_modes
+@together
 async def test_an_upgrade_keeps_the_connection(mode: str, mounted: tuple[str, ...]) -> None:
     """From long-polling to WebSocket: one connection, the same number, its own rooms too."""
-    with serve(mode, *mounted) as served:
+    async with serve(mode, *mounted) as served:
         async with client(served) as one:
             assert one.transport() == "websocket"
             await one.emit("ask")
@@ -403,12 +420,15 @@ async def test_an_upgrade_keeps_the_connection(mode: str, mounted: tuple[str, ..
             assert state["closed"] == ({"upgraded": 1} if mounted else {})
         state, _ = await served.until(lambda state: state["believed"] == 0)
         assert state["closed"]["closed"] == 1
+        state, _ = await served.until(lambda state: state["disconnected"])
         assert len(state["disconnected"]) == 1
 
 
+@both_modes
+@together
 async def test_mounted_twice_a_websocket_is_one_connection(mode: str) -> None:
     """What serves it has made a connection: that one is taken over."""
-    with serve(mode, "--mounted-twice") as served:
+    async with serve(mode, "--mounted-twice") as served:
         async with client(served, "websocket") as one:
             await one.call("message", "x")
             (row,) = await asyncio.to_thread(served.rows)
@@ -417,103 +437,109 @@ async def test_mounted_twice_a_websocket_is_one_connection(mode: str) -> None:
         assert (state["opened"], state["closed"]) == (1, {"closed": 1})
 
 
+@both_modes
+@together
 async def test_a_dead_upgrade_is_gone_whole(mode: str) -> None:
     """A client that dies between the probe and the upgrade leaves no WebSocket behind."""
-    with serve(mode) as served:
-        async with raw(served) as client:
-            await client.open()
-            url = client.url.replace("polling", "websocket")
-            ws = await client.http.ws_connect(url)
-            await ws.send_str("2probe")
-            assert await ws.receive_str() == "3probe"
-            await served.until(lambda state: state["evictions"])
-            state, _ = await served.until(lambda state: state["sessions"] == 0)
-            assert sum(state["evictions"].values()) == 1
-            await served.until(lambda _: not served.peers())
+    async with serve(mode) as served, raw(served) as client:
+        await client.open()
+        url = client.url.replace("polling", "websocket")
+        ws = await client.http.ws_connect(url)
+        await ws.send_str("2probe")
+        assert await ws.receive_str() == "3probe"
+        await served.until(lambda state: state["evictions"])
+        state, _ = await served.until(lambda state: state["sessions"] == 0)
+        assert sum(state["evictions"].values()) == 1
+        await served.until(lambda _: not served.peers())
 
 
+@both_modes
+@together
 async def test_rooms_and_namespaces_are_shown(mode: str) -> None:
     """Those of the default namespace by their names, others behind the namespace."""
-    with serve(mode) as served:
-        async with client(served, "websocket", namespaces=("/", "/chat")) as one:
-            await one.call("join", "lobby")
-            await one.call("join", "lobby", namespace="/chat")
-            async with client(served, "polling") as other:
-                await other.call("join", "lobby")
-                rows = await asyncio.to_thread(served.rows)
-                assert [row.rooms for row in rows] == [("/chat lobby", "lobby"), ("lobby",)]
-                with AgentClient(served.process.pid) as agent:
-                    rooms = agent.status().agents[0].rooms
-                assert (rooms.rooms, rooms.memberships) == (2, 3)
+    both = ("/", "/chat")
+    async with serve(mode) as served, client(served, "websocket", namespaces=both) as one:
+        await one.call("join", "lobby")
+        await one.call("join", "lobby", namespace="/chat")
+        async with client(served, "polling") as other:
+            await other.call("join", "lobby")
+            rows = await asyncio.to_thread(served.rows)
+            assert [row.rooms for row in rows] == [("/chat lobby", "lobby"), ("lobby",)]
+            rooms = (await asyncio.to_thread(served.agent)).rooms
+            assert (rooms.rooms, rooms.memberships) == (2, 3)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+@both_modes
+@together
 async def test_guarded_messages_are_message_events(mode: str, transport: str) -> None:
     """``conn.send`` and a broadcast arrive as Socket.IO's ``message``, text and bytes."""
-    with serve(mode) as served:
-        async with client(served, transport) as one:
-            await one.emit("ask")
-            async with asyncio.timeout(5):
-                while len(one.got) < 3:
-                    await asyncio.sleep(0.02)
-            assert one.got == ["text", b"bytes", "to all"]
+    async with serve(mode) as served, client(served, transport) as one:
+        await one.emit("ask")
+        async with asyncio.timeout(5):
+            while len(one.got) < 3:
+                await asyncio.sleep(0.02)
+        assert one.got == ["text", b"bytes", "to all"]
 
 
+@both_modes
+@together
 async def test_the_guard_keeps_the_latest_for_a_client_between_two_polls(mode: str) -> None:
     """``drop_stale`` without an open GET: at most the high water waits, and one message more."""
-    with serve(mode, "--evict-after", "20") as served:
-        async with raw(served) as client:
-            await client.open()
-            await client.post('42["tick",[1000,1000]]')
-            await asyncio.sleep(0.3)
-            (row,) = await asyncio.to_thread(served.rows)
-            assert row.queued_bytes <= 64 * 1024 + 1100
-            assert row.coalesced > 900
-            ticks = [packet for packet in await client.get() if "message" in packet]
-            async with asyncio.timeout(5):
-                while not any("999 " in tick for tick in ticks):
-                    ticks += await client.get()
-            assert len(ticks) < 100
-            await client.post("41")
+    async with serve(mode, "--evict-after", "20") as served, raw(served) as client:
+        await client.open()
+        await client.post('42["tick",[1000,1000]]')
+        async with asyncio.timeout(10):
+            while (row := (await asyncio.to_thread(served.rows))[0]).coalesced <= 900:
+                await asyncio.sleep(0.05)
+        assert row.queued_bytes <= 64 * 1024 + 1100
+        ticks = [packet for packet in await client.get() if "message" in packet]
+        async with asyncio.timeout(5):
+            while not any("999 " in tick for tick in ticks):
+                ticks += await client.get()
+        assert len(ticks) < 100
+        await client.post("41")
 
 
 # Overflow
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+@both_modes
+@together
 async def test_a_full_queue_is_an_overflow(mode: str, transport: str) -> None:
     """What nobody takes is bounded: the client that does not take it goes."""
-    with serve(mode, "--evict-after", "20") as served:
-        async with raw(served) as client:
-            ws = await stuck(client, transport)
-            state, _ = await served.until(lambda state: state["evictions"])
-            assert state["evictions"] == {"overflow": 1}
-            assert state["overflowed"] == 1
-            state, _ = await served.until(lambda state: state["sessions"] == 0)
-            assert len(state["disconnected"]) == 1
-            await served.until(lambda _: not served.peers())
-            del ws
+    async with serve(mode, "--evict-after", "20") as served, raw(served) as client:
+        ws = await stuck(client, transport)
+        state, _ = await served.until(lambda state: state["evictions"])
+        assert state["evictions"] == {"overflow": 1}
+        assert state["overflowed"] == 1
+        state, _ = await served.until(lambda state: state["sessions"] == 0)
+        assert len(state["disconnected"]) == 1
+        await served.until(lambda _: not served.peers())
+        del ws
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
+@both_modes
+@together
 async def test_an_overflow_is_only_counted_while_observing(mode: str, transport: str) -> None:
     """Counted once; nothing is dropped, nobody goes, and nobody was asked anything."""
-    with serve(mode, "--mode", "observe") as served:
-        async with raw(served) as client:
-            ws = await stuck(client, transport)
-            state, _ = await served.until(lambda state: state["overflowed"])
-            await asyncio.sleep(BOUND + 1)
-            (row,) = await asyncio.to_thread(served.rows)
-            assert row.queued_messages >= 400
-            assert row.queued_bytes > 4_000_000
-            assert row.state == "suspect"
-            state = await asyncio.to_thread(served.state)
-            assert (state["sessions"], state["evictions"], state["overflowed"]) == (1, {}, 1)
-            if ws is None:
-                assert not {"2"} & set(await client.get())
-                await client.post("41")
-            else:
-                ws._response.connection.transport.abort()
+    async with serve(mode, "--mode", "observe") as served, raw(served) as client:
+        ws = await stuck(client, transport)
+        state, _ = await served.until(lambda state: state["overflowed"])
+        await asyncio.sleep(BOUND + 1)
+        (row,) = await asyncio.to_thread(served.rows)
+        assert row.queued_messages >= 400
+        assert row.queued_bytes > 4_000_000
+        assert row.state == "suspect"
+        state = await asyncio.to_thread(served.state)
+        assert (state["sessions"], state["evictions"], state["overflowed"]) == (1, {}, 1)
+        if ws is None:
+            assert not {"2"} & set(await client.get())
+            await client.post("41")
+        else:
+            ws._response.connection.transport.abort()
 
 
 async def stuck(client: Raw, transport: str) -> Any:

@@ -21,8 +21,7 @@ from tests.adapters.contract.rows import ROWS  # noqa: E402
 from tests.adapters.contract.served import Configuration, Served, serving  # noqa: E402
 from tests.together import run_together  # noqa: E402
 
-import os
-AT_ONCE = int(os.environ.get("TT", "4"))
+AT_ONCE = 3
 """Configurations; each asserts latencies of milliseconds, so processors must stay idle."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from math import inf
 from statistics import median
 
 from leakhunt.collect.sockets import dump_tcp
@@ -110,32 +111,37 @@ async def a_pong_tells_the_latency(served: Served) -> None:
                 assert rows[client.peer].last_heard_s < EVICT_AFTER
         return
 
-    excesses: list[float] = []
+    # The best of several pings: other rows and servers may be moving megabytes meanwhile.
+    excesses: dict[str, list[float]] = {client.peer: [] for client in clients}
 
     async def all_as_they_should() -> bool:
         rows = await served.rows()
-        if any(client.peer not in rows for client in clients):
-            return False  # a handler's thread begins after its client has the server's answer
-        latencies = [rows[client.peer].latency_s for client in clients]
-        excesses[:] = [
-            latency - client.delays[-1]
-            for client, latency in zip(clients, latencies, strict=True)
-            if latency is not None
-        ]
-        return len(excesses) == len(clients) and median(excesses) <= 0.2 * 0.05 + SLACK_S
+        for client in clients:
+            # A handler's thread begins after its client has the server's answer.
+            latency = rows[client.peer].latency_s if client.peer in rows else None
+            if latency is not None:
+                excesses[client.peer].append(_excess(latency, client.delays[-2:]))
+        best = [min(of_one, default=inf) for of_one in excesses.values()]
+        return median(best) <= 0.2 * 0.05 + SLACK_S and max(best) < inf
 
-    # Not the first ping alone: the other rows may be moving megabytes at that moment.
     try:
-        await until(all_as_they_should, within_s=2 * EVICT_AFTER)
+        await until(all_as_they_should, within_s=4 * EVICT_AFTER)
     except TimeoutError:
         raise AssertionError(f"latencies exceed the clients' delays by {excesses} s") from None
-    # A pong may come between our two looks: the delay is then of a ping too late, by no more
-    # than the delays differ.
-    assert min(excesses) >= -0.01
+    assert min(map(min, excesses.values())) >= 0
     for client in clients:
         last_pong = (await served.rows())[client.peer].last_pong_s
         assert last_pong is not None
         assert last_pong < EVICT_AFTER
+
+
+def _excess(latency: float, delays: list[float]) -> float:
+    """By how much a latency exceeds the delay of its pong: of the last one, or the one before.
+
+    A pong may come between the look at the latency and the one at the delays.
+    """
+    excesses = [latency - delay for delay in delays]
+    return min((excess for excess in excesses if excess >= 0), default=max(excesses))
 
 
 async def a_handler_that_does_not_read_costs_nobody_the_connection(served: Served) -> None:
@@ -149,10 +155,14 @@ async def a_handler_that_does_not_read_costs_nobody_the_connection(served: Serve
             client.say("nobody reads this")
     clients = one + many
     await asyncio.sleep(1.6 * EVICT_AFTER)
-    rows = await served.rows()
-    for client in clients:
-        assert client.is_open
-        assert rows[client.peer].state in ("alive", "slow")
+    assert all(client.is_open for client in clients)
+
+    async def heard() -> bool:
+        # While the answer to a ping is under way its client is a suspect.
+        rows = await served.rows()
+        return all(rows[client.peer].state in ("alive", "slow") for client in clients)
+
+    await until(heard)
     assert await served.sockets(clients) != {}
 
 
@@ -162,8 +172,9 @@ async def buffered_bytes_are_what_is_not_acknowledged(served: Served) -> None:
         client = await served.client("/")
         try:
             await _compare_buffers(served, client)
-        except TimeoutError:
+        except AssertionError:
             # On a busy machine the buffers may not come to rest before the client is evicted.
+            served.evicted_elsewhere += 1
             if attempt == 2:
                 raise
         else:
@@ -176,32 +187,47 @@ async def _compare_buffers(served: Served, client: RawClient) -> None:
     before = client.plain_bytes
     client.stop_reading()
     client.ask_for(BIG)
-
-    async def acknowledged() -> int:
-        sample = (await served.sockets([client]))[client.peer]
-        assert sample.tcp is not None
-        assert sample.tcp.bytes_acked is not None
-        return sample.tcp.bytes_acked
-
-    # Until the client's kernel takes no more, and the server's no more from the server.
+    deadline = time.monotonic() + EVICT_AFTER - 0.3
     await asyncio.sleep(0.3)
-    last = -1
-    async with asyncio.timeout(EVICT_AFTER - 0.6):
-        while last != (last := await acknowledged()):
-            await asyncio.sleep(0.1)
-    row = (await served.rows())[client.peer]
-    sample = (await served.sockets([client]))[client.peer]
-    truth = before + BIG - await acknowledged()
-    told = row.buffered_bytes + row.queued_bytes
-    assert row.kernel_bytes == sample.send_queue_bytes
-    if lacks(served.configuration, Ability.USER_SPACE):
-        assert row.transport_bytes == 0
-        assert told == sample.send_queue_bytes < truth
-    else:
-        assert abs(told - truth) <= 0.1 * truth, (told, truth, row)
-    if not served.configuration.tls:
+    # Until the client's kernel takes no more, the server's no more from the server, and the
+    # server has handed on or encrypted all: the agent's answer may come from the midst of that.
+    problem = "the client was evicted at once"
+    while time.monotonic() < deadline:
+        first = await _acknowledged(served, client)
+        row = (await served.rows()).get(client.peer)
+        sample = (await served.sockets([client])).get(client.peer)
         mine = await asyncio.to_thread(_unread_by, client, served.port)
-        assert abs(before + BIG - client.plain_bytes - mine - truth) <= 0.1 * truth
+        if row is None or sample is None or first != await _acknowledged(served, client):
+            continue
+        truth = before + BIG - first
+        told = row.buffered_bytes + row.queued_bytes
+        if row.kernel_bytes != sample.send_queue_bytes or not row.kernel_bytes:
+            problem = f"the kernel has {sample.send_queue_bytes}: {row}"
+        elif lacks(served.configuration, Ability.USER_SPACE):
+            if row.transport_bytes == 0 and told < truth:
+                return
+            problem = f"{told} of {truth} are told: {row}"
+        elif abs(told - truth) > 0.1 * truth:
+            problem = f"{told} are told, {truth} it is: {row}"
+        elif (
+            not served.configuration.tls
+            and abs(before + BIG - client.plain_bytes - mine - truth) > 0.1 * truth
+        ):
+            problem = f"the client's kernel has {mine} of {before + BIG}, {truth} are on the way"
+        else:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(problem)
+
+
+async def _acknowledged(served: Served, client: RawClient) -> int:
+    """Bytes that the client's kernel has taken; -1: its socket is not there."""
+    sample = (await served.sockets([client])).get(client.peer)
+    if sample is None:
+        return -1
+    assert sample.tcp is not None
+    assert sample.tcp.bytes_acked is not None
+    return sample.tcp.bytes_acked
 
 
 def _unread_by(client: RawClient, server_port: int) -> int:
@@ -231,12 +257,21 @@ async def the_dead_are_gone_and_nothing_of_them_stays(served: Served) -> None:
         client.ask_for(BIG)
     dead = full if lacks(served.configuration, Ability.FROZEN_IDLE) else full + idle
 
-    async def all_gone() -> bool:
-        return not await served.sockets(dead)
+    seen_at = last_sign
 
-    await until(all_gone, within_s=EVICT_AFTER + 3)
-    # 0.1 s: between two looks, and for the answers to come.
-    assert time.monotonic() - last_sign <= EVICT_AFTER + 0.5 + 0.1
+    async def all_gone() -> bool:
+        nonlocal seen_at
+        looked_at = time.monotonic()
+        left = await served.sockets(dead)
+        if left:
+            seen_at = looked_at
+        return not left
+
+    await until(all_gone, within_s=EVICT_AFTER + 5)
+    # Nobody promises anything for the time in which the server's loop could not run: it may
+    # have asked so much later, and judged so much later.
+    lag = (await served.agent()).loop.lag_max_s
+    assert seen_at - last_sign <= EVICT_AFTER + 0.5 + 2 * lag
     peers = {client.peer for client in dead}
     told = peers
     if lacks(served.configuration, Ability.CLOSE_TOLD):
@@ -256,8 +291,10 @@ async def the_dead_are_gone_and_nothing_of_them_stays(served: Served) -> None:
     assert living.is_open
     assert (await served.rows())[living.peer].rooms == ("ward",)
     agent = await served.agent()
-    assert sum(agent.evictions.values()) == len(dead), agent.evictions
-    assert agent.evictions.keys() <= {"stalled", "no-pong"}
+    evicted = sum(agent.evictions.get(reason, 0) for reason in ("stalled", "no-pong"))
+    assert 0 <= evicted - len(dead) <= served.evicted_elsewhere, agent.evictions
+    if not served.evicted_elsewhere:
+        assert agent.evictions.keys() <= {"stalled", "no-pong"}
     assert agent.stuck_teardowns == 0
 
 

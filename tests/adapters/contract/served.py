@@ -69,6 +69,8 @@ class Served:
                 command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
             )
         self.port = 0
+        self.evicted_elsewhere = 0
+        """How many clients another row may have lost on purpose."""
 
     async def wait_ready(self) -> None:
         """Until it listens."""

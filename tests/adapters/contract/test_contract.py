@@ -16,6 +16,8 @@ from tests.adapters.contract.conftest import Outcomes
 from tests.adapters.contract.rows import ROWS
 from tests.adapters.contract.served import ROOT
 
+pytestmark = pytest.mark.timeout(600)  # the first one waits for the servers of all
+
 TOLD = (
     "websockets", "uvicorn", "wsproto", "hypercorn", "daphne", "granian", "aiohttp", "tornado",
     "sanic", "python-socketio", "python-engineio", "channels", "uvloop",
