@@ -272,15 +272,15 @@ def main() -> None:
             show(measured[-1])
     growth = {
         one["sockets"]: {
-            name: one["ms"][name][1] * 1000 / one["sockets"] for name in ("kernel", "sample")
+            name: one["cpu_ms"][name][1] * 1000 / one["sockets"] for name in ("kernel", "sample")
         }
         for one in measured
     }
     if chosen.json:
         system = {"kernel": platform.release(), "python": platform.python_version()}
-        print(json.dumps({"system": system, "measured": measured, "us_per_socket": growth}))
+        print(json.dumps({"system": system, "measured": measured, "cpu_us_per_socket": growth}))
         return
-    print("\ngrowth, microseconds a socket: the sample (of these the kernel alone)")
+    print("\ngrowth, microseconds of CPU a socket: the sample (of these the kernel alone)")
     for count, one in growth.items():
         print(f"  {count:7,}  {one['sample']:.2f} ({one['kernel']:.2f})")
 
