@@ -425,3 +425,23 @@ def test_the_filter_by_port_is_where_the_kernel_looks():
     assert len(request) == 16 + 8 + 48
     assert request[24:26] == b"\x12\x34"
     assert dump_request(socket.AF_INET, 2, None, True)[24:] == bytes(48)
+
+
+def test_attributes_of_the_same_length_in_other_places_are_told_apart():
+    """Two layouts whose messages are equally long are not read as one."""
+    one = Wire(1, between=attribute(21, bytes(8)), info_bytes=232)
+    other = Wire(2, info_bytes=244, last_recv_ms=77_000)
+    assert len(one.message()) == len(other.message())
+    blocks, _ = by_columns(answer([one, other]))
+    assert [block.numbers("last_recv_ms") for block in blocks] == [[0], [77_000]]
+
+
+def test_orphans_are_told_apart_though_none_has_an_inode():
+    """Another one in the place of the first is another one."""
+    memory, of = SocketMemory(), Summariser().of
+    for cookie in (1, 2):
+        blocks, _ = by_columns(answer([Wire(cookie, inode=0, peer_port=cookie)]))
+        sockets, _ = memory.take(blocks, [], {}, float(cookie))
+        assert [one.first_seen_at for one in sockets] == [float(cookie)]
+        summary = of(Sample(at=1.0, wall=1.0, rss_bytes=1, pid=1, sockets=sockets))
+    assert (summary.opened, summary.closed) == (("10.0.0.1:2",), ("10.0.0.1:1",))
