@@ -1,4 +1,4 @@
-"""Fixtures for all tests; being here, it also lets them import ``leftovers`` and ``tls``."""
+"""Fixtures for all tests; being here, it also lets them import the modules beside it."""
 
 from __future__ import annotations
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,7 +34,10 @@ def tier_problem(tier: str) -> str:
     return ""
 
 
-@pytest.fixture(params=["userns", "netns", "relay"])
+TIERS = ("userns", "netns", "relay")
+
+
+@pytest.fixture(params=TIERS)
 def any_tier(request: pytest.FixtureRequest) -> str:
     """Every tier that works here."""
     if problem := tier_problem(request.param):
@@ -69,15 +74,15 @@ def plain_ws(keepalive: str = "none", push_bytes: int = 0) -> list[str]:
 SMALL = ("--clients", "9", "--controls", "3", "--within", "3s", "--settle", "200ms")
 
 
-@pytest.fixture
-def prove(tmp_path: Path) -> Callable[..., Run]:
-    """Runs the command line to its end."""
+@contextlib.asynccontextmanager
+async def prover(directory: Path) -> AsyncIterator[Callable[..., Awaitable[Run]]]:
+    """``await prove(WORDS...)`` runs the command line to its end, in that directory."""
 
-    def run(*words: str, timeout: float = 40) -> Run:
-        done = subprocess.run(
-            command(*words), capture_output=True, text=True, timeout=timeout, check=False,
-            cwd=tmp_path, env=environment(),
+    async def prove(*words: str, timeout: float = 40) -> Run:
+        done = await asyncio.to_thread(
+            subprocess.run, command(*words), capture_output=True, text=True, timeout=timeout,
+            check=False, cwd=directory, env=environment(),
         )  # fmt: skip
         return Run(done.returncode, done.stdout, done.stderr)
 
-    return run
+    yield prove

@@ -1,27 +1,81 @@
-"""`leakhunt prove` on real servers, from the command line to the exit code."""
+"""`leakhunt prove` on real servers, from the command line to the exit code.
+
+A few run at the same time, since most of their time is waiting; the longest first.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from conftest import FIXED_CHAT, PLAIN_WS, SMALL, Run, plain_ws
+from conftest import FIXED_CHAT, PLAIN_WS, SMALL, TIERS, Run, plain_ws, prover, tier_problem
 from tls import make_certificate
+from together import Together
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-Prove = Callable[..., Run]
+Prove = Callable[..., Awaitable[Run]]
 
 
-def test_idle_keepalive_holds(prove: Prove) -> None:
+@contextlib.asynccontextmanager
+async def open_server(_: Path) -> AsyncIterator[int]:
+    """A server that nobody of the prover started, without keepalive, on 127.0.0.1 only."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(PLAIN_WS), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert await asyncio.to_thread(server.stdout.readline) == "ready\n"
+            yield port
+            assert server.poll() is None
+        finally:
+            server.kill()
+
+
+together = Together(at_once=3, prove=prover, running_server=open_server)
+
+
+async def works_here(tier: str) -> None:
+    """Skip the test where this tier does not work."""
+    if problem := await asyncio.to_thread(tier_problem, tier):
+        pytest.skip(problem)
+
+
+@together
+async def test_comparison_and_churn(prove: Prove, tmp_path: Path) -> None:
+    """Waves of dying clients on two servers: the first keeps them, the second does not."""
+    (tmp_path / "c.toml").write_text(
+        'death = "stall"\nwithin = "3s"\ncontrols = 3\nsettle = "200ms"\n'
+        '[churn]\nwave = 4\nevery = "500ms"\nfor = "1s"\nstay = "200ms"\n'
+    )
+    run = await prove("c.toml", "--compare", " ".join(plain_ws()), " ".join(plain_ws("0.5")))
+    assert run.code == 0, run.output + run.errors
+    for words in ("before", "after", "Zombies accumulated", "unbounded", "Max lifetime"):
+        assert words in run.output
+    assert run.output.rstrip().rpartition("\n")[2].startswith("Proven: the first server keeps")
+    swapped = await prove(
+        "c.toml", "--json", "-", "--compare", " ".join(plain_ws("0.5")), " ".join(plain_ws())
+    )
+    assert swapped.code == 1
+    churn = swapped.result["after"]["churn"]
+    assert (churn["died"], churn["zombies_at_end"], churn["max_lifetime_s"]) == (8, 8, None)
+    assert swapped.result["before"]["outcome"] == "proven"
+
+
+@together
+async def test_idle_keepalive_holds(prove: Prove) -> None:
     """websockets' keepalive drops idle clients that are frozen: proven, exit 0."""
-    run = prove(
+    run = await prove(
         *SMALL, "--death", "kill", "--death", "stall", "--json", "-", "--", *plain_ws("0.5")
     )
     assert run.code == 0, run.errors
@@ -36,7 +90,8 @@ def test_idle_keepalive_holds(prove: Prove) -> None:
     assert result["agent"]["present"] is False
 
 
-def test_who_asked_whether_it_listens_was_not_there_before(prove: Prove) -> None:
+@together
+async def test_who_asked_whether_it_listens_was_not_there_before(prove: Prove) -> None:
     """A server that is slow to close what its clients have closed: ours do not count as its own."""
     server = (
         "import asyncio, sys\n"
@@ -57,7 +112,7 @@ def test_who_asked_whether_it_listens_was_not_there_before(prove: Prove) -> None
         "asyncio.run(main())\n"
     )
     words = ("--clients", "9", "--controls", "3", "--within", "3s", "--settle", "600ms")
-    run = prove(*words, "--death", "kill", "--json", "-", "--", sys.executable, "-c", server,
+    run = await prove(*words, "--death", "kill", "--json", "-", "--", sys.executable, "-c", server,
                 "{port}")  # fmt: skip
     assert run.code == 0, run.output + run.errors
     descriptors = run.result["memory"]["descriptors"]
@@ -65,9 +120,10 @@ def test_who_asked_whether_it_listens_was_not_there_before(prove: Prove) -> None
     assert run.result["deaths"][0]["gone_s"]["min_s"] > 0.2  # it is slow indeed
 
 
-def test_without_keepalive_it_fails(prove: Prove) -> None:
+@together
+async def test_without_keepalive_it_fails(prove: Prove) -> None:
     """A server that asks nobody keeps frozen clients: disproven, exit 1, the worst is named."""
-    run = prove(*SMALL, "--within", "1s", "--death", "stall", "--", *plain_ws())
+    run = await prove(*SMALL, "--within", "1s", "--death", "stall", "--", *plain_ws())
     assert run.code == 1, run.errors
     assert "DISPROVEN" in run.output
     assert "9 of 9 dead clients still held a descriptor 1 s after their death" in run.output
@@ -75,22 +131,28 @@ def test_without_keepalive_it_fails(prove: Prove) -> None:
 
 
 @pytest.mark.needs_netns
-def test_vanished_clients_are_dropped_in_time(prove: Prove, any_tier: str) -> None:
+@pytest.mark.parametrize("tier", TIERS)
+@together
+async def test_vanished_clients_are_dropped_in_time(prove: Prove, tier: str) -> None:
     """Clients vanish by each tier, and a server with keepalive drops them: proven."""
-    run = prove(*SMALL, "--death", "vanish", "--tier", any_tier, "--json", "-", "--",
+    await works_here(tier)
+    run = await prove(*SMALL, "--death", "vanish", "--tier", tier, "--json", "-", "--",
                 *plain_ws("0.5"))  # fmt: skip
     assert run.code == 0, run.errors
-    assert run.result["scenario"]["tier"] == any_tier
+    assert run.result["scenario"]["tier"] == tier
     assert run.result["deaths"][0]["verified"] == 9
     acknowledges = [note for note in run.result["notes"] if "acknowledges for" in note]
-    assert bool(acknowledges) == (any_tier == "relay")
+    assert bool(acknowledges) == (tier == "relay")
 
 
 @pytest.mark.needs_netns
-def test_vanished_clients_stay_without_keepalive(prove: Prove, any_tier: str) -> None:
+@pytest.mark.parametrize("tier", TIERS)
+@together
+async def test_vanished_clients_stay_without_keepalive(prove: Prove, tier: str) -> None:
     """By no tier is the server told of a death; one that does not ask holds all of them."""
-    run = prove(
-        *SMALL, "--within", "1s", "--death", "vanish", "--tier", any_tier, "--json", "-", "--",
+    await works_here(tier)
+    run = await prove(
+        *SMALL, "--within", "1s", "--death", "vanish", "--tier", tier, "--json", "-", "--",
         *plain_ws(push_bytes=100),
     )  # fmt: skip
     assert run.code == 1, run.errors
@@ -99,9 +161,10 @@ def test_vanished_clients_stay_without_keepalive(prove: Prove, any_tier: str) ->
     assert death["worst"]["state"] == "ESTABLISHED"
 
 
-def test_all_other_deaths(prove: Prove) -> None:
+@together
+async def test_all_other_deaths(prove: Prove) -> None:
     """leave, reset, half-close and mute are noticed; slow readers are kept."""
-    run = prove(
+    run = await prove(
         *SMALL, "--clients", "15", "--death", "leave", "--death", "reset", "--death", "half-close",
         "--death", "mute", "--death", "slow", "--json", "-", "--", *plain_ws("0.5"),
     )  # fmt: skip
@@ -113,23 +176,25 @@ def test_all_other_deaths(prove: Prove) -> None:
     assert run.result["controls"]["slow"] == 3
 
 
-def test_over_tls(prove: Prove, tmp_path: Path) -> None:
+@together
+async def test_over_tls(prove: Prove, tmp_path: Path) -> None:
     """Clients trust the given authority; the server's name is checked; deaths are as real."""
     certificate, key = make_certificate(tmp_path)
     server = [*plain_ws("0.5"), str(certificate), str(key)]
     words = (*SMALL, "--death", "stall", "--death", "vanish", "--url", "wss://localhost:{port}/")
-    run = prove(*words, "--tls-ca", str(certificate), "--json", "-", "--", *server)
+    run = await prove(*words, "--tls-ca", str(certificate), "--json", "-", "--", *server)
     assert run.code == 0, run.output + run.errors
     assert run.result["scenario"]["tls"] is True
     assert [death["verified"] for death in run.result["deaths"]] == [5, 4]
-    mistrusted = prove(*words, "--", *server)
+    mistrusted = await prove(*words, "--", *server)
     assert mistrusted.code == 2
     assert "certificate" in mistrusted.output
 
 
-def test_a_mounted_server_agrees(prove: Prove, tmp_path: Path) -> None:
+@together
+async def test_a_mounted_server_agrees(prove: Prove, tmp_path: Path) -> None:
     """Where an agent answers, its registry and rooms are compared with the kernel; clients chat."""
-    run = prove(
+    run = await prove(
         *SMALL, "--death", "stall", "--death", "vanish", "--load", "chat", "--join",
         '{"join": "lobby", "name": "{id}"}', "--chat-message", '{"say": "hello"}',
         "--chat-interval", "200ms", "--sent-at", "sent_at", "--json", "-", "--",
@@ -143,7 +208,8 @@ def test_a_mounted_server_agrees(prove: Prove, tmp_path: Path) -> None:
     assert run.result["latency"]["count"] > 0
 
 
-def test_a_server_that_drops_the_living(prove: Prove) -> None:
+@together
+async def test_a_server_that_drops_the_living(prove: Prove) -> None:
     """A heartbeat that hits clients which do not answer fast enough disproves: here, all."""
     server = (
         "import asyncio, sys\n"
@@ -155,14 +221,15 @@ def test_a_server_that_drops_the_living(prove: Prove) -> None:
         "        await asyncio.get_running_loop().create_future()\n"
         "asyncio.run(main())\n"
     )
-    run = prove(*SMALL, "--death", "stall", "--json", "-", "--", sys.executable, "-c", server,
+    run = await prove(*SMALL, "--death", "stall", "--json", "-", "--", sys.executable, "-c", server,
                 "{port}")  # fmt: skip
     assert run.code == 1, run.errors
     dropped = run.result["controls"]["dropped"]
     assert [entry["close_code"] for entry in dropped] == [1011] * 3
 
 
-def test_a_server_that_wants_nobody(prove: Prove) -> None:
+@together
+async def test_a_server_that_wants_nobody(prove: Prove) -> None:
     """A server that closes all clients at once was not tested; the hint says what may lack."""
     server = (
         "import asyncio, sys\n"
@@ -174,7 +241,7 @@ def test_a_server_that_wants_nobody(prove: Prove) -> None:
         "        await asyncio.get_running_loop().create_future()\n"
         "asyncio.run(main())\n"
     )
-    run = prove(*SMALL, "--death", "stall", "--", sys.executable, "-c", server, "{port}")
+    run = await prove(*SMALL, "--death", "stall", "--", sys.executable, "-c", server, "{port}")
     assert run.code == 2
     assert "code 4401" in run.output
     assert "--join" in run.output
@@ -196,42 +263,51 @@ def test_a_server_that_wants_nobody(prove: Prove) -> None:
         (["--json", "-", "--junit", "-", "--", "true"], "only one of"),
     ],
 )
-def test_what_cannot_be_tested(prove: Prove, words: list[str], told: str) -> None:
+@together
+async def test_what_cannot_be_tested(prove: Prove, words: list[str], told: str) -> None:
     """Exit code 2, with the reason; never a pass, never a traceback."""
-    run = prove("--death", "stall", *words)
+    run = await prove("--death", "stall", *words)
     assert run.code == 2
     assert told in run.output + run.errors
     assert "Traceback" not in run.errors
 
 
-def test_the_output_of_a_failing_server_is_shown(prove: Prove) -> None:
+@together
+async def test_the_output_of_a_failing_server_is_shown(prove: Prove) -> None:
     """A server that ends before it listens is quoted."""
-    run = prove("--death", "kill", "--", sys.executable, "-c", "raise RuntimeError('no database')")
+    run = await prove(
+        "--death", "kill", "--", sys.executable, "-c", "raise RuntimeError('no database')"
+    )
     assert run.code == 2
     assert "no database" in run.output
 
 
-def test_a_demanded_tier_that_does_not_work(prove: Prove, running_server: int) -> None:
+@together
+async def test_a_demanded_tier_that_does_not_work(prove: Prove, running_server: int) -> None:
     """A user namespace cannot be put around a server that runs: exit 2 and the reason."""
-    run = prove(*SMALL, "--death", "vanish", "--tier", "userns", "--url",
+    run = await prove(*SMALL, "--death", "vanish", "--tier", "userns", "--url",
                 f"ws://127.0.0.1:{running_server}/")  # fmt: skip
     assert run.code == 2
     assert "userns: the server runs already" in run.output
 
 
-def test_a_server_that_runs_already(prove: Prove, running_server: int) -> None:
+@together
+async def test_a_server_that_runs_already(prove: Prove, running_server: int) -> None:
     """By its URL alone the process is found, and it goes on afterwards, free of our clients."""
-    run = prove(*SMALL, "--within", "1s", "--death", "stall", "--death", "vanish", "--json", "-",
-                "--url", f"ws://127.0.0.1:{running_server}/")  # fmt: skip
+    run = await prove(
+        *SMALL, "--within", "1s", "--death", "stall", "--death", "vanish", "--json", "-",
+        "--url", f"ws://127.0.0.1:{running_server}/",
+    )  # fmt: skip
     assert run.code == 1, run.errors
     assert run.result["scenario"]["tier"] == "relay"  # it listens on one address only
     with socket.create_connection(("127.0.0.1", running_server), 2):
         pass
 
 
-def test_reports(prove: Prove, tmp_path: Path) -> None:
+@together
+async def test_reports(prove: Prove, tmp_path: Path) -> None:
     """JSON, JUnit XML and Markdown are written beside the table, also when it fails."""
-    run = prove(
+    run = await prove(
         *SMALL, "--within", "1s", "--death", "stall", "--json", "r.json", "--junit", "r.xml",
         "--markdown", "r.md", "--", *plain_ws(),
     )  # fmt: skip
@@ -242,47 +318,10 @@ def test_reports(prove: Prove, tmp_path: Path) -> None:
     assert "stall" in (tmp_path / "r.md").read_text()
 
 
-def test_comparison_and_churn(prove: Prove, tmp_path: Path) -> None:
-    """Waves of dying clients on two servers: the first keeps them, the second does not."""
-    (tmp_path / "c.toml").write_text(
-        'death = "stall"\nwithin = "3s"\ncontrols = 3\nsettle = "200ms"\n'
-        '[churn]\nwave = 4\nevery = "500ms"\nfor = "1s"\nstay = "200ms"\n'
-    )
-    run = prove("c.toml", "--compare", " ".join(plain_ws()), " ".join(plain_ws("0.5")))
-    assert run.code == 0, run.output + run.errors
-    for words in ("before", "after", "Zombies accumulated", "unbounded", "Max lifetime"):
-        assert words in run.output
-    assert run.output.rstrip().rpartition("\n")[2].startswith("Proven: the first server keeps")
-    swapped = prove(
-        "c.toml", "--json", "-", "--compare", " ".join(plain_ws("0.5")), " ".join(plain_ws())
-    )
-    assert swapped.code == 1
-    churn = swapped.result["after"]["churn"]
-    assert (churn["died"], churn["zombies_at_end"], churn["max_lifetime_s"]) == (8, 8, None)
-    assert swapped.result["before"]["outcome"] == "proven"
-
-
-def test_help_has_examples(prove: Prove) -> None:
+@together
+async def test_help_has_examples(prove: Prove) -> None:
     """The help names every death and shows how it is called."""
-    run = prove("--help")
+    run = await prove("--help")
     assert run.code == 0
     for words in ("Examples:", "half-close", "--compare", "leakhunt prove --death stall"):
         assert words in run.output
-
-
-@pytest.fixture
-def running_server() -> Iterator[int]:
-    """A server that nobody of the prover started, without keepalive, on 127.0.0.1 only."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, str(PLAIN_WS), str(port)], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
-    yield port
-    assert server.poll() is None
-    server.kill()
-    server.wait()
-    server.stdout.close()
