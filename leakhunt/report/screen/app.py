@@ -162,11 +162,13 @@ class WatchApp(App[None]):
         self._before: Sample | None = None
         self._dear = Dear()
         self._agent_problem = ""
-        self._diagnosing = False
+        self.diagnosing = False
+        """Whether a verdict is being found just now."""
         self._diagnosed_at = float("-inf")
         # Of the feed's thread:
         self._free = threading.Event()
         self._free.set()
+        self._ended = False
         self._recent = Recent()
         self._registered = Registered()
         self._kinds: Mapping[Key, str] = {}
@@ -179,7 +181,9 @@ class WatchApp(App[None]):
         yield Static(id="kernel", markup=False)
         yield Static(id="agent", markup=False)
         yield Static(id="missing", markup=False)
-        yield FilterLine(id="filter", placeholder="peer, state, room or verdict", compact=True)
+        line = FilterLine(id="filter", placeholder="peer, state, room or verdict", compact=True)
+        line.cursor_blink = False
+        yield line
         yield ConnectionTable(id="table")
         yield Static(id="shown", markup=False)
         yield RichLog(id="events", max_lines=_EVENTS_KEPT, wrap=False, markup=False)
@@ -197,6 +201,15 @@ class WatchApp(App[None]):
             except (RuntimeError, ValueError):
                 break  # not the main thread: whoever runs us there sees to signals
         self.run_worker(self._run_feed, thread=True, group="feed", exit_on_error=False)
+
+    def on_unmount(self) -> None:
+        """Whatever ended the app, the feed does not go on without it."""
+        self._stop_feed()
+
+    def _stop_feed(self) -> None:
+        self._ended = True
+        self._free.set()
+        self._feed.stop()
 
     # --- the feed's thread ------------------------------------------------------------------
 
@@ -220,10 +233,9 @@ class WatchApp(App[None]):
         self._recent.add(sample)
         rows = connection_rows(sockets, self._registered, self._kinds, at=sample.at)
         frame = Frame(reading, self._registered, rows, self._recent.series())
-        while not self._free.wait(0.2):
-            if not self.is_running:  # it has come to an end that nobody asked for
-                self._feed.stop()
-                return
+        self._free.wait()
+        if self._ended:
+            return
         self._free.clear()
         if not self.post_message(self.Framed(frame)):
             self._free.set()
@@ -310,9 +322,9 @@ class WatchApp(App[None]):
 
     def _diagnose_when_due(self, frame: Frame) -> None:
         at = frame.reading.sample.at
-        if self._diagnosing or at - self._diagnosed_at < DIAGNOSE_EVERY_S:
+        if self.diagnosing or at - self._diagnosed_at < DIAGNOSE_EVERY_S:
             return
-        self._diagnosing, self._diagnosed_at = True, at
+        self.diagnosing, self._diagnosed_at = True, at
         self.run_worker(partial(self._diagnose, frame.series), thread=True, group="diagnosis")
 
     def _diagnose(self, series: list[Sample]) -> None:
@@ -322,7 +334,7 @@ class WatchApp(App[None]):
 
     def on_watch_app_judged(self, message: Judged) -> None:
         """Show the verdict, and what it says of each connection."""
-        self._diagnosing = False
+        self.diagnosing = False
         self._kinds = message.kinds
         if self.found is None or self.found.verdict is not message.found.verdict:
             wall = self._before.wall if self._before else 0.0
@@ -343,8 +355,7 @@ class WatchApp(App[None]):
 
     def action_leave(self) -> None:
         """Quit: the feed ends between two samples."""
-        self._free.set()
-        self._feed.stop()
+        self._stop_feed()
         self.exit()
 
     def action_filter(self) -> None:

@@ -122,9 +122,8 @@ def fit(text: str, width: int, *, right: bool = False) -> str:
 
 def head(column: Column, width: int, mark: str) -> str:
     """The name of a column, with the mark of its direction when it is the one sorted by."""
-    if mark and len(column.name) + 1 > width:
-        return column.name[: width - 1] + mark
-    return fit(column.name + mark, width, right=column.right)
+    name = column.name[: width - len(mark)] + mark
+    return name.rjust(width) if column.right else name.ljust(width)
 
 
 def shown_rows(rows: Sequence[ConnectionRow], of: int, filter_: str) -> str:
