@@ -118,7 +118,7 @@ TASKS = told(
         "timers": 50 + round(at * 10),
         "allocated_blocks": BLOCKS + round(at * 800),
     }
-    | ({"tasks_by_coroutine": {"app.push": 3 + round(at * 10), "app.handler": 50}}
+    | ({"tasks_by_coroutine": {"app.push": 3 + round(at * 10), "app.handler": 500}}
        if at % 10 == 0 else {}),
     ended,
     rss=lambda at: BASE + at * 200_000,
@@ -239,6 +239,10 @@ TWINS = {
     "nothing, after a collection": collected(told()),
     "tasks per connection": BUSY,
     "tasks to a bound": told(lambda at: {"tasks": 55 + min(round(at * 10), 60)}, ended),
+    "a few tasks more": told(lambda at: {"tasks": 55 + round(at / 6)}, ended),
+    "handlers that end at last": told(
+        lambda at: {"closed_alive": 70 - round(at), "retained": 70 - round(at)}, ended
+    ),
     "a few timers more": told(lambda at: {"timers": 50 + round(at * 2)}, ended),
     "churn, freed at once": told(agent=ended),
     "churn, a few wait for the collector": told(lambda at: {"closed_alive": round(at) % 8}, ended),
@@ -345,6 +349,29 @@ def test_ended_tasks_of_held_connections_are_no_task_leak() -> None:
     assert "task-leak" in [one.verdict for one in found[Verdict.REGISTRY_LEAK].alternatives]
 
 
+def test_tasks_of_which_nobody_tells_whether_they_run_are_less_certain() -> None:
+    """Ended tasks go with closed connections: while these pile up, only a collection decides."""
+
+    def unknown(at: float) -> dict[str, Any]:
+        return {"tasks": 55 + round(at * 10), "closed_alive": round(at * 10), "tasks_ended": None}
+
+    piling = {one.verdict: one for one in diagnose(told(unknown, ended)).findings}
+    assert piling[Verdict.TASK_LEAK].confidence < 0.5
+    asked = {one.verdict: one for one in diagnose(collected(told(unknown, ended))).findings}
+    assert asked[Verdict.TASK_LEAK].confidence == 0.6
+    running = told(lambda at: unknown(at) | ({"tasks_ended": 0} if at % 10 == 0 else {}), ended)
+    assert diagnose(running).verdict == "task-leak"
+
+
+def test_closed_connections_that_collections_free_are_not_held() -> None:
+    """They become more as clients do; every full collection leaves none of the old ones."""
+    passing = told(
+        lambda at: {"closed_alive": round(at * 2), "gc_collections": (100, 10, 2 + int(at) // 5)},
+        ended,
+    )
+    assert Verdict.REGISTRY_LEAK not in verdicts(diagnose(passing))
+
+
 def test_tasks_that_a_collection_frees_are_garbage() -> None:
     """Ended tasks in cycles go with the collection: no leak of tasks."""
     assert diagnose(collected(TASKS, {"tasks": 60})).verdict != "task-leak"
@@ -381,6 +408,27 @@ def test_large_buffers_are_not_called_native() -> None:
     assert "60 kB each" in first.summary
     assert "native-leak" in [one.verdict for one in first.alternatives]
     assert first.confidence < diagnose(HEAP).findings[0].confidence
+
+
+def test_large_buffers_that_a_collection_frees_are_garbage() -> None:
+    """Few blocks, many bytes: it is the bytes that tell."""
+    freed = collected(LARGE, unreachable=300, malloc_after_bytes=30 * MB, rss_trimmed_bytes=BASE)
+    assert diagnose(freed).verdict == "cyclic-garbage"
+    assert Verdict.HEAP_GROWTH not in verdicts(diagnose(freed))
+
+
+def test_a_native_leak_is_less_certain_where_blocks_jump() -> None:
+    """New buffers would not be seen among so many ups and downs."""
+    jumping = told(
+        lambda at: {
+            "malloc_in_use_bytes": 30 * MB + round(at * 300_000),
+            "allocated_blocks": BLOCKS + int(at) * 617 % 1999,
+        },
+        rss=lambda at: BASE + at * 300_000,
+    )
+    found = diagnose(jumping)
+    assert found.verdict == "native-leak"
+    assert found.findings[0].confidence < diagnose(NATIVE).findings[0].confidence
 
 
 def test_malloc_that_grows_for_buffers_is_no_native_leak() -> None:

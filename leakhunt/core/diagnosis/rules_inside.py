@@ -54,6 +54,9 @@ BLOCKS_EACH: Final = 2_000
 LARGE_BYTES: Final = 1_000_000
 """Up to this size a new block may be a buffer of the application's."""
 
+BUFFER_BYTES: Final = 64_000
+"""A usual one, where their number is not seen."""
+
 WEAK: Final = 0.45
 """Below what decides."""
 
@@ -74,10 +77,8 @@ def task_leak(facts: Facts) -> Finding | None:
     if tasks and _freed_tasks(inside) > 0.5 * tasks.rise:
         return None  # they were garbage
     confidence = 0.85 if tasks else 0.65
-    if closed and ended is None:
-        confidence = 0.6
-    if closed and not inside.passed_since(grown.from_s):
-        confidence = WEAK
+    if closed and ended is None:  # running ones are certain, ended ones may be the connections'
+        confidence = 0.6 if inside.passed_since(grown.from_s) else WEAK
     name, count = _growing_coroutine(inside)
     what = f"{tasks.rise:.0f} more tasks" if tasks else f"{grown.rise:.0f} more timers"
     evidence = [
@@ -256,8 +257,8 @@ def native_leak(facts: Facts) -> Finding | None:
     if inside.freed_malloc_bytes > 0.5 * malloc.rise:
         return None
     confidence = 0.65 + 0.1 * (inside.collection is not None)
-    if 2 * inside.jitter("allocated_blocks") * LARGE_BYTES > malloc.rise:
-        confidence -= 0.1  # a few large buffers would drown in the usual ups and downs
+    if inside.jitter("allocated_blocks") * BUFFER_BYTES > malloc.rise:
+        confidence -= 0.1  # new buffers would drown in the usual ups and downs
     doubt = _doubt(facts, malloc.rise)
     closed = growth(inside.points("closed_alive"))
     if doubt or (closed and not inside.passed_since(closed.from_s)):
