@@ -556,6 +556,35 @@ def test_what_was_freed_is_split_by_who_had_held_it() -> None:
     assert found.kept_bytes == 29 * MB
 
 
+def test_the_allocator_is_named_for_what_was_freed_before_only() -> None:
+    """Not for the collection's own garbage, not for little, and not while memory grows."""
+    growing = told(rss=lambda at: BASE + at * 400_000)
+    little = told(
+        lambda at: {"malloc_free_bytes": 2 * MB + (5 * MB if at >= 20 else 0)},
+        rss=lambda at: BASE + (40 * MB if at >= 5 else 0),
+        sockets=lambda at: [client(n, at) for n in range(_one_wave(at))],
+    )
+    garbage = collected(
+        told(), unreachable=9000, malloc_after_bytes=8 * MB, rss_trimmed_bytes=20 * MB
+    )
+    for seen, verdict in (
+        (collected(growing, rss_trimmed_bytes=BASE // 2), "unknown"),
+        (little, "unknown"),
+        (garbage, "cyclic-garbage"),
+    ):
+        found = diagnose(seen)
+        assert found.verdict == verdict
+        assert Verdict.ALLOCATOR not in verdicts(found)
+
+
+def test_two_ways_to_a_verdict_are_one_finding() -> None:
+    """The registry's surplus and the objects that are held: the surer of the two."""
+    both = told(_held, lambda at: ended(at) | {"believed": 90}, count=60)
+    found = diagnose(both)
+    assert verdicts(found).count(Verdict.REGISTRY_LEAK) == 1
+    assert found.findings[0].confidence == 0.85
+
+
 def test_unexplained_growth_says_what_would_decide() -> None:
     """Without an agent: mount one. With one: --collect. After that: snapshots."""
     growing: dict[str, Any] = {"rss": lambda at: BASE + at * 200_000}
