@@ -8,7 +8,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from series import BASE, MB, client, frozen, series, slow, vanished
 
@@ -293,6 +293,40 @@ def test_without_clocks_nobody_is_called_healthy() -> None:
     assert diagnose(series(sockets=lambda at: crowd(at, 5, **blind))).verdict == "unknown"
 
 
+def test_of_clients_on_unix_sockets_nobody_is_called_healthy() -> None:
+    """The kernel tells no ages of them either; an agent knows them."""
+
+    def seen(agent: AgentSample | None) -> list[Sample]:
+        found = series(sockets=lambda at: [], agent=lambda at: agent)
+        return [replace(one, unix_connections=5) for one in found]
+
+    found = diagnose(seen(None))
+    assert found.verdict == "unknown"
+    assert found.findings[0].summary.startswith("of 5 clients the kernel tells no ages")
+    assert diagnose(seen(AgentSample(opened=5, believed=5))).verdict == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("clients", "unix", "verdict"),
+    [(0, None, "unknown"), (3, None, "healthy"), (0, 0, "healthy")],
+    ids=["the wrong process", "a worker without a listener", "a Unix listener"],
+)
+def test_a_process_that_serves_nobody_is_not_called_healthy(
+    clients: int, unix: int | None, verdict: str
+) -> None:
+    """Where nobody listens and nobody is connected there was nothing to look at."""
+    seen = series(
+        sockets=lambda at: crowd(at, clients),
+        descriptors=lambda at: {"file": 4, "connection": clients},
+    )
+    found = diagnose([replace(one, unix_connections=unix) for one in seen])
+    assert found.verdict == verdict
+    if verdict == "unknown":
+        assert "--port" in found.findings[0].next
+    listening = [replace(one, descriptors={"listening": 1}) for one in seen]
+    assert diagnose(listening).verdict == "healthy"
+
+
 # --- too little -----------------------------------------------------------------------------
 
 
@@ -343,6 +377,7 @@ def verdicts(found: Diagnosis) -> list[Verdict]:
     return [finding.verdict for finding in found.findings]
 
 
+@settings(max_examples=50)
 @given(few, st.integers(-1000, 1_000_000))
 def test_shifting_time_changes_nothing(seen: list[Sample], by: int) -> None:
     """Only differences of times count."""
@@ -369,6 +404,7 @@ def test_the_order_of_sockets_and_samples_does_not_matter(seen: list[Sample], se
     assert diagnose(mixed) == diagnose(seen)
 
 
+@settings(max_examples=80)
 @given(st.integers(0, 2**32), st.floats(0.0, 0.2), st.integers(8, 120), st.integers(0, 40))
 def test_noise_alone_is_no_leak(seed: int, size: float, count: int, churn: int) -> None:
     """However memory and connections jitter, nothing is found in it."""
