@@ -223,6 +223,17 @@ def test_a_recording_is_played_and_stays(tmp_path):
         assert terminal.end() == 0
 
 
+def test_a_terminal_that_can_draw_nothing_gets_lines():
+    """With TERM=dumb there is no screen, but one JSON object per sample."""
+    with (
+        served("--bare") as (process, _port),
+        Terminal(process.pid, "--for", "0s", TERM="dumb") as terminal,
+    ):
+        terminal.read_until('{"kind":"sample"')
+        assert terminal.end() == 0
+        assert ALTERNATE not in terminal.written
+
+
 def test_without_a_terminal_no_screen_is_imported():
     """`leakhunt watch --json` does not wait for textual."""
     code = (

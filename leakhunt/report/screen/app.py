@@ -277,7 +277,7 @@ class WatchApp(App[None]):
         if self.failure is not None or not self._feed.replays:
             self.action_leave()
         else:
-            wall = self._before.wall if self._before else 0.0
+            wall = self._before.wall if self._before else time.time()
             self._tell(event(wall, "end of the recording", "bold"))
             if self.frame is not None:
                 self._diagnosed_at = float("-inf")
@@ -348,6 +348,7 @@ class WatchApp(App[None]):
             rows = connection_rows(sockets, frame.registered, message.kinds, at=sample.at)
             self.frame = Frame(frame.reading, frame.registered, rows, frame.series)
             self._arrange()
+            self._diagnose_when_due(self.frame)  # a recording may have ended meanwhile
         if isinstance(self.screen, Pane):
             self.screen.renew()
 
