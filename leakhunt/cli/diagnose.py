@@ -24,6 +24,9 @@ SHORTEST_S: Final = 0.05
 KEEP_SOCKETS_S: Final = 120.0
 """Sockets of samples older than this are let go: clients are judged by the last half minute."""
 
+KEEP_LOOKS: Final = 8
+"""But so many looks at each client are kept, or at long intervals nobody could be judged."""
+
 AGENT_WITHIN_S: Final = 5.0
 """With ``--collect`` somebody must have answered by then."""
 
@@ -205,10 +208,10 @@ def _nobody_collects(pid: str) -> NotTestable:
 
 
 def _let_go(series: list[Sample]) -> None:
-    """Forget the sockets of the one sample that has just become too old."""
+    """Forget the sockets of samples that have become too old, however long the interval is."""
     horizon = series[-1].at - KEEP_SOCKETS_S
-    for place in range(len(series) - 1, -1, -1):
+    for place in range(len(series) - KEEP_LOOKS - 1, -1, -1):
         if series[place].at < horizon:
-            if series[place].sockets_known:
-                series[place] = replace(series[place], sockets=(), sockets_known=False)
-            return
+            if not series[place].sockets_known:
+                return  # so were those before
+            series[place] = replace(series[place], sockets=(), sockets_known=False)

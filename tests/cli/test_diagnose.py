@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from leakhunt.cli.diagnose import KEEP_LOOKS, KEEP_SOCKETS_S, _let_go
 from leakhunt.collect.recording import Recorder
+from leakhunt.core.diagnosis import diagnose as judge
 from leakhunt.core.samples import Sample
 from tests.adapters.contract import raw_client
 from tests.adapters.contract.raw_client import RawClient
+from tests.core.series import frozen, series
 
 ROOT = Path(__file__).parents[2]
 FIELD = ROOT / "fixtures" / "servers" / "serve.py"
@@ -186,6 +189,28 @@ async def test_what_cannot_be_looked_at_is_exit_2(words: list[str], error: str) 
     said = await diagnose(*words)
     assert (said.code, said.out) == (2, "")
     assert error in said.err
+
+
+async def test_a_process_that_does_not_have_the_port_is_not_called_healthy(start: Start) -> None:
+    """Another server has it: unknown, exit 2, and how to find that one."""
+    (pid, _), (_, port) = (start(FIELD, "websockets", "--bare") for _ in range(2))
+    said = await diagnose(pid, "--port", port, *LOOK)
+    assert said.code == 2
+    assert said.out.startswith("UNKNOWN: it listens nowhere and has no connection")
+    assert "diagnose --port PORT" in said.out
+
+
+@pytest.mark.parametrize("interval", [0.25, 1.0, 60.0])
+def test_sockets_of_old_samples_are_let_go_but_clients_can_still_be_judged(interval: float) -> None:
+    """At long intervals, too, as many looks are left as the rules about clients need."""
+    kept: list[Sample] = []
+    for one in series(600, every=interval, sockets=lambda at: [frozen(n, at) for n in range(3)]):
+        kept.append(one)
+        _let_go(kept)
+    left = [one for one in kept if one.sockets_known]
+    assert left == kept[-len(left) :]
+    assert left[0].at >= kept[-1].at - max(KEEP_SOCKETS_S, KEEP_LOOKS * interval)
+    assert judge(kept).verdict == "zombies"
 
 
 async def test_without_an_agent_nobody_collects(start: Start) -> None:

@@ -32,7 +32,7 @@ from leakhunt.core.diagnosis import (
     rules_memory,
     rules_store,
 )
-from leakhunt.core.diagnosis.facts import Facts, Least, Rule, gather
+from leakhunt.core.diagnosis.facts import Facts, Least, Rule, connections, gather
 from leakhunt.core.diagnosis.known import known_evidence, known_need
 from leakhunt.core.diagnosis.types import (
     NO_FAULT,
@@ -174,18 +174,26 @@ def _healthy(facts: Facts) -> Finding:
             evidence=(facts.evidence("rss", facts.last.rss_bytes, "bytes"),),
             next="name the port with --port; what could not be read, and why, is listed below",
         )
-    clients = facts.clients
-    if clients.clocked < clients.total and not facts.agents:
+    if _is_no_server(facts.last):
         return Finding(
             verdict=Verdict.UNKNOWN,
             confidence=0.3,
-            summary=f"of {clients.total - clients.clocked} clients the kernel tells no ages, so "
+            summary="it listens nowhere and has no connection, so there are no clients to look at",
+            evidence=(facts.evidence("rss", facts.last.rss_bytes, "bytes"),),
+            next="`leakhunt diagnose --port PORT` finds the process that listens on the port",
+        )
+    clients = facts.clients
+    unclocked = clients.total - clients.clocked + (facts.last.unix_connections or 0)
+    if unclocked and not facts.agents:
+        return Finding(
+            verdict=Verdict.UNKNOWN,
+            confidence=0.3,
+            summary=f"of {unclocked} clients the kernel tells no ages, so "
             "dead ones cannot be told from live ones",
-            evidence=(facts.of_clients("clients_without_clock", clients.total - clients.clocked,
-                                       "sockets"),),
+            evidence=(facts.of_clients("clients_without_clock", unclocked, "sockets"),),
             alternatives=(Alternative(Verdict.ZOMBIES, "an agent asks them: `leakhunt run`"),
                           Alternative(Verdict.HEALTHY, "the same")),
-            next="mount the agent, or watch where the kernel answers by netlink (Linux)",
+            next="mount the agent, or watch where the kernel answers by netlink (TCP on Linux)",
         )  # fmt: skip
     found = facts.correlation
     each = found.bytes_per_connection if (found.r2 or 0.0) >= FOLLOWS else None
@@ -213,4 +221,14 @@ def _healthy(facts: Facts) -> Finding:
         next="a slower leak needs a longer look: "
         f"less than {found.limit_bytes_per_hour / 1e6:.3g} MB/h cannot be seen in "
         f"{facts.span_s:.3g} s",
+    )
+
+
+def _is_no_server(sample: Sample) -> bool:
+    """Whether it is known that nobody can be connected: the wrong process, or the wrong port."""
+    return (
+        bool(sample.descriptors)
+        and not sample.descriptors.get("listening")
+        and not connections(sample)
+        and sample.unix_connections is None
     )
