@@ -44,7 +44,11 @@ class Recent:
         self._samples.append(sample)
         if sample.sockets_known:
             self._looks.append(len(self._samples) - 1)
-        while self._looks and self._samples[self._looks[0]].at < sample.at - KEEP_LOOKS_S:
+        # At long intervals the looks are old, and all that there is to judge clients by.
+        while (
+            len(self._looks) > ENOUGH_LOOKS
+            and self._samples[self._looks[0]].at < sample.at - KEEP_LOOKS_S
+        ):
             self._forget(0)
         while len(self._looks) > ENOUGH_LOOKS and (
             len(self._looks) > MOST_LOOKS or self._kept_sockets() > MOST_SOCKETS

@@ -235,6 +235,15 @@ def test_a_long_series_stays_bounded():
     assert kept(recent)[0] >= -120.0
 
 
+def test_at_long_intervals_old_looks_are_kept():
+    """With a sample every two minutes clients are judged, too."""
+    recent = Recent()
+    for one in series(20, sockets=lambda at: [frozen(1, at)], every=120.0):
+        recent.add(one)
+    assert len(kept(recent)) == ENOUGH_LOOKS
+    assert set(kinds_of(sort_clients(recent.series(), 30.0)).values()) == {"frozen"}
+
+
 def test_many_sockets_leave_few_looks():
     """With very many clients the looks of the last half minute are spread over it."""
     recent = Recent()
