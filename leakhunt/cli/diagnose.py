@@ -13,6 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
+from leakhunt.cli.library import library_of
 from leakhunt.cli.options import duration
 from leakhunt.cli.say import say
 from leakhunt.core.diagnosis import DEAD_AFTER_S, diagnose
@@ -122,7 +123,7 @@ def diagnosing(
             sampler = open_sampler(None if what is None else int(what), port, None)
             stack.callback(sampler.close)
             source = str(sampler.process.pid)
-            library = _library(sampler.process.pid)
+            library = library_of(sampler.process.pid)
             groups = None
             if url := redis or os.environ.get("LEAKHUNT_REDIS_URL"):
                 from leakhunt.collect.redis_groups import RedisGroups
@@ -176,28 +177,6 @@ def _ticks(interval: float, for_: float) -> Iterator[None]:
         if due > end:
             return
         time.sleep(max(0.0, due - time.monotonic()))
-
-
-def _library(pid: int) -> str:
-    """The server's library, if the process tells it: what its connections are known to need."""
-    from leakhunt.collect.packages import read_program
-    from leakhunt.core.readings import Reading
-    from leakhunt.core.tuning import library
-
-    try:
-        program = read_program(pid)
-    except OSError:  # another user's process, another system than Linux, or it is gone
-        return ""
-    return library(
-        Reading(
-            pid=pid,
-            runtime=program.runtime,
-            server=program.server,
-            options=program.options,
-            packages=program.packages,
-            loaded=program.loaded,
-        )
-    )
 
 
 def _nobody_collects(pid: str) -> NotTestable:

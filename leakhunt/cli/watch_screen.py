@@ -9,6 +9,7 @@ from typing import Final
 
 import typer
 
+from leakhunt.cli.library import library_of
 from leakhunt.collect.sampler import DEAR_EVERY, Sampler
 from leakhunt.core.samples import Sample
 from leakhunt.core.summary import Summariser
@@ -47,11 +48,15 @@ class ScreenFeed:
         summariser = Summariser()
         views: tuple[ConnectionView, ...] = ()
         views_at: float | None = None
+        pid, library = None, ""
         try:
             for sample in self._source(self):
                 sockets = tuple(sample.sockets)
                 summary = summariser.of(sample, sockets)
                 ports: tuple[int, ...] = ()
+                if self._sampler is not None and sample.pid != pid:
+                    pid = sample.pid
+                    library = "" if pid is None else library_of(pid)
                 if self._sampler is not None:
                     sampler = self._sampler()
                     ports = sampler.ports
@@ -66,6 +71,7 @@ class ScreenFeed:
                         views=views,
                         views_at=views_at,
                         ports=ports,
+                        library=library,
                     )
                 )
         except _Left:

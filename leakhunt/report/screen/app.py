@@ -325,12 +325,14 @@ class WatchApp(App[None]):
         if self.diagnosing or at - self._diagnosed_at < DIAGNOSE_EVERY_S:
             return
         self.diagnosing, self._diagnosed_at = True, at
-        self.run_worker(partial(self._diagnose, frame.series), thread=True, group="diagnosis")
+        library = frame.reading.library
+        judge = partial(self._diagnose, frame.series, library)
+        self.run_worker(judge, thread=True, group="diagnosis")
 
-    def _diagnose(self, series: list[Sample]) -> None:
+    def _diagnose(self, series: list[Sample], library: str) -> None:
         """In a thread: with many clients it takes as long as a sample."""
         kinds = kinds_of(sort_clients(series, DEAD_AFTER_S))
-        self.post_message(self.Judged(diagnose(series), kinds))
+        self.post_message(self.Judged(diagnose(series, library=library), kinds))
 
     def on_watch_app_judged(self, message: Judged) -> None:
         """Show the verdict, and what it says of each connection."""

@@ -23,6 +23,8 @@ class Reading:
     """When that was, on the sample's clock; ``None``: never, or no agent answers."""
     ports: tuple[int, ...] = ()
     """Ports whose sockets were sampled; empty: all of the server's."""
+    library: str = ""
+    """The server's library, for :func:`leakhunt.core.diagnosis.diagnose`."""
 
 
 class Audience(Protocol):
