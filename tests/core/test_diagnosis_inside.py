@@ -451,6 +451,17 @@ def test_growth_that_the_collection_frees_of_malloc_is_not_native() -> None:
     assert found.verdict == "cyclic-garbage"
 
 
+def test_a_collection_just_before_the_one_at_the_end_counts_for_it() -> None:
+    """Python's own freed most of it after the last answer: the growth was garbage all the same."""
+    found = diagnose(
+        collected(
+            NATIVE, malloc_before_bytes=34 * MB, malloc_after_bytes=30 * MB, unreachable=2000,
+        )
+    )  # fmt: skip
+    assert found.fault is not True
+    assert "native-leak" not in [one.verdict for one in found.findings]
+
+
 @pytest.mark.parametrize(("ill", "verdict"), [(slow, "slow-clients"), (frozen, "zombies")])
 @pytest.mark.parametrize("grows", ["allocated_blocks", "malloc_in_use_bytes"])
 def test_clients_explain_memory_before_nobody_does(

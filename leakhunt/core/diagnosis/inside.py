@@ -134,19 +134,21 @@ class Inside:
 
     @property
     def freed_blocks(self) -> int:
-        """Blocks that the collection at the end freed."""
+        """Blocks that the collection at the end freed, or one between it and the last answer."""
         found = self.collection
         if found is None or found.blocks_before is None or found.blocks_after is None:
             return 0
-        return max(0, found.blocks_before - found.blocks_after)
+        told = self.answers[-1][1].allocated_blocks or 0
+        return max(0, max(found.blocks_before, told) - found.blocks_after)
 
     @property
     def freed_malloc_bytes(self) -> int:
-        """Bytes of malloc's that went out of use by it."""
+        """Bytes of malloc's that went out of use likewise."""
         found = self.collection
         if found is None or found.malloc_before_bytes is None or found.malloc_after_bytes is None:
             return 0
-        return max(0, found.malloc_before_bytes - found.malloc_after_bytes)
+        told = self.answers[-1][1].malloc_in_use_bytes or 0
+        return max(0, max(found.malloc_before_bytes, told) - found.malloc_after_bytes)
 
 
 def full_collections(one: Runtime) -> int:
