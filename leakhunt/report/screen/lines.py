@@ -27,11 +27,10 @@ class Dear(NamedTuple):
 
 
 def process_line(title: str, sample: Sample, before: Sample | None) -> Text:
-    """Which process it is, and what it uses."""
-    text = Text().append(printable(title), style="bold")
-    parts = []
+    """Which process it is and what it uses; its command comes last, as it may be cut off."""
+    parts = [f"process {'?' if sample.pid is None else sample.pid}"]
     if sample.processes > 1:
-        parts.append(f"{sample.processes} processes")
+        parts.append(f"{sample.processes - 1} more")
     if sample.threads is not None:
         parts.append(f"{human_count(sample.threads)} threads")
     share = cpu_share(sample, before)
@@ -39,7 +38,8 @@ def process_line(title: str, sample: Sample, before: Sample | None) -> Text:
         parts.append(f"{share:.0%} CPU")
     if sample.descriptors:
         parts.append(f"{human_count(sum(sample.descriptors.values()))} descriptors")
-    return text.append("  " + ", ".join(parts))
+    text = Text().append(", ".join(parts), style="bold")
+    return text.append(f"  {printable(title)}", style="dim")
 
 
 def cpu_share(sample: Sample, before: Sample | None) -> float | None:
