@@ -140,7 +140,7 @@ def test_the_kinds_are_those_of_the_looks():
     """The names are those of the diagnosis, and a real series gives them."""
     assert {name for name in Clients.__dataclass_fields__ if isinstance(
         getattr(Clients(), name), list)} == set(KINDS)  # fmt: skip
-    samples = series(10, sockets=lambda at: [client(1, at), frozen(2, at), vanished(3, at)])
+    samples = series(12, sockets=lambda at: [client(1, at), frozen(2, at), vanished(3, at)])
     kinds = kinds_of(sort_clients(samples, 30.0))
     assert {key[1]: kind for key, kind in kinds.items()} == {
         client(1).peer: "live", client(2).peer: "frozen", client(3).peer: "vanished",

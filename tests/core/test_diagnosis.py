@@ -327,6 +327,44 @@ def test_a_process_that_serves_nobody_is_not_called_healthy(
     assert diagnose(listening).verdict == "healthy"
 
 
+def test_a_client_that_reads_slowly_is_not_dead_after_a_short_look() -> None:
+    """Its window opens in steps, some seconds apart; only a longer look, or many probes, tell."""
+
+    def seen(count: int, backoff: int) -> Diagnosis:
+        return diagnose(
+            series(
+                count,
+                sockets=lambda at: [*crowd(at, 5), frozen(9, at, backoff=backoff)],
+            )
+        )
+
+    assert seen(9, backoff=5).verdict == "healthy"
+    assert seen(9, backoff=8).verdict == "zombies"
+    assert seen(12, backoff=5).verdict == "zombies"
+
+
+@pytest.mark.parametrize(("each", "verdict"), [(1, "healthy"), (3, "healthy"), (20, "fd-leak")])
+def test_descriptors_that_new_clients_need_are_no_leak(each: int, verdict: str) -> None:
+    """While clients become more, a file for each is theirs; twenty are not."""
+    found = diagnose(
+        series(
+            sockets=lambda at: crowd(at, 10 + at),
+            descriptors=lambda at: {"listening": 1, "file": 10 + each * round(at)},
+        )
+    )
+    assert found.verdict == verdict
+    assert [one.verdict for one in found.findings].count(Verdict.FD_LEAK) == 1
+
+
+def test_what_was_before_a_restart_is_named_and_not_judged() -> None:
+    """The old process may have ended of its leak: nobody shall take the new one's health for it."""
+    seen = [replace(one, pid=1 if place < 20 else 2) for place, one in enumerate(ZOMBIES)]
+    found = diagnose([*seen[:20], *(replace(one, sockets=[]) for one in seen[20:])])
+    assert found.samples == 20
+    assert any("20 samples are of another process" in text for text in found.missing)
+    assert not any("another process" in text for text in diagnose(ZOMBIES).missing)
+
+
 # --- too little -----------------------------------------------------------------------------
 
 

@@ -116,7 +116,7 @@ def diagnose(
         collection=facts.collection,
         missing=(
             *dict.fromkeys(text for one in facts.series for text in one.missing),
-            *filter(None, [rules_store.not_judged(facts)]),
+            *filter(None, [_before_the_restart(series, facts), rules_store.not_judged(facts)]),
         ),
         undecided=tuple(undecided),
     )
@@ -221,6 +221,17 @@ def _healthy(facts: Facts) -> Finding:
         next="a slower leak needs a longer look: "
         f"less than {found.limit_bytes_per_hour / 1e6:.3g} MB/h cannot be seen in "
         f"{facts.span_s:.3g} s",
+    )
+
+
+def _before_the_restart(series: Sequence[Sample], facts: Facts) -> str:
+    """That a process has ended on the way, if one has: how is not known, and it may matter."""
+    before = len(series) - facts.count - (facts.collected is not None)
+    if not before:
+        return ""
+    return (
+        f"what was before the restart: {before} samples are of another process, and only those of "
+        f"process {facts.last.pid} are judged; the system's log may tell why the other one ended"
     )
 
 

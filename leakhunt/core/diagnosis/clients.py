@@ -6,10 +6,11 @@ One look at a socket proves little; a few looks some seconds apart prove much:
 kind           what was seen
 =============  ================================================================================
 ``vanished``   our data is repeated or probed for in vain, no ACK for the bound
-``frozen``     a backlog waits in every look, the client's window let nothing more through,
-               no payload came from it for the bound: its kernel is there, its program is not
+``frozen``     a backlog waits in every look, the client's window let nothing more through for
+               a third of the bound, no payload came from it for the bound: its kernel is
+               there, its program is not
 ``behind``     a backlog waits in every look, and either its window moves, or it was
-               heard of within the bound
+               heard of within the bound, or the looks are too short to tell
 ``unread``     bytes wait for *our* application in every look, and never become fewer
 ``closing``    not ESTABLISHED any more, for :data:`CLOSING_AFTER_S`, and it still costs
 ``silent``     nothing in either direction for twice the bound and nothing waits: alive or
@@ -18,7 +19,9 @@ kind           what was seen
 =============  ================================================================================
 
 The right edge of a client's window, ``bytes_acked + snd_wnd``, advances while it limits us only
-when the client's program reads (see :mod:`leakhunt.core.liveness`).
+when the client's program reads (see :mod:`leakhunt.core.liveness`). A client that reads slowly
+opens its window in large steps: one of 64 kB after 16 s at 4 kB/s. So a short look proves nothing,
+unless the kernel's probes of a shut window tell that it has been shut for longer.
 """
 
 from __future__ import annotations
@@ -38,6 +41,12 @@ TAIL_S: Final = 30.0
 LEAST_LOOKS: Final = 4
 LEAST_LOOKED_S: Final = 3.0
 """Fewer or shorter looks at a socket decide nothing but ``closing``."""
+
+SHUT_SHARE: Final = 1 / 3
+"""Of the bound: for so long the looks must have found a window that does not move."""
+
+LEAST_RTO_S: Final = 0.2
+"""Of Linux: the first probe of a shut window, each next one waits twice as long."""
 
 HOLDING: Final = frozenset({"FIN_WAIT1", "LAST_ACK", "CLOSING"})
 """Closing states in which our data may still wait."""
@@ -152,7 +161,8 @@ def _kind(looks: _Looks, end: float, dead_after_s: float) -> str:
     if looks.behind:
         if _moves(first_seen, last_seen) or heard_s is None or heard_s < dead_after_s:
             return "behind"
-        return "frozen"
+        long_shut = looked_s >= SHUT_SHARE * dead_after_s or _shut_s(last) >= dead_after_s
+        return "frozen" if long_shut else "behind"
     if looks.unread:
         return "unread"
     if (
@@ -168,6 +178,11 @@ def _vanished(one: ServerSocket, dead_after_s: float) -> bool:
     retries = max(one.backoff or 0, one.retransmits or 0)
     in_vain = (one.timer == "retransmit" and retries >= 2) or (one.probes or 0) >= 2
     return in_vain and one.send_queue_bytes > 0 and silence_s(one) >= dead_after_s
+
+
+def _shut_s(one: ServerSocket) -> float:
+    """For how long at least the kernel has found the window shut, by its probes."""
+    return LEAST_RTO_S * (2 ** (one.backoff or 0) - 1) if one.timer == "persist" else 0.0
 
 
 def _moves(first: ServerSocket, last: ServerSocket) -> bool:

@@ -4,7 +4,8 @@
 verdict           it is given when                       least evidence
 ================  =====================================  ======================================
 zombies           a client is ``vanished`` or            4 looks over 3 s at its socket, and
-                  ``frozen`` (see clients.py)            silence for the bound (kernel's clock)
+                  ``frozen`` (see clients.py)            silence for the bound (kernel's clock);
+                                                         a window shut for a third of it
 stuck-teardown    a socket closes for 10 s and is held,  2 samples; the age of a state is the
                   or the agent counts one                watcher's own: 10 s
 stuck-teardown    closed sockets hold unsent bytes for   8 samples over 5 s, and 10 s for one.

@@ -7,8 +7,8 @@ them apart; nothing is guessed.
 ================  =====================================  ======================================
 verdict           it is given when                       least evidence
 ================  =====================================  ======================================
-fd-leak           a kind of descriptor that is no        8 samples over 5 s; at least 5 more
-                  connection of the port grows steadily
+fd-leak           a kind of descriptor that is no        8 samples over 5 s; at least 5 more,
+                  connection of the port grows steadily  and more than new clients may need
 compression-cost  RSS follows the connections closely    8 samples over 5 s; connections differ
                   (R2 >= 0.9) at 100 kB each or more,    by at least 10 and a tenth
                   and its library needs less without
@@ -33,7 +33,7 @@ from typing import Final
 
 from leakhunt.core.diagnosis import fixes
 from leakhunt.core.diagnosis.facts import Facts, Least, Rule
-from leakhunt.core.diagnosis.growth import Growth
+from leakhunt.core.diagnosis.growth import Growth, growth
 from leakhunt.core.diagnosis.known import CLOSE, known_evidence, known_need
 from leakhunt.core.diagnosis.types import Alternative, Finding, Verdict
 from leakhunt.core.diagnosis.waves import kept_wave, wave_evidence, waves
@@ -43,6 +43,8 @@ NOT_LEAKING: Final = frozenset({"connection", "listening"})
 """Kinds of descriptors that belong to the server's port."""
 
 LEAST_DESCRIPTORS: Final = 5
+DESCRIPTORS_EACH: Final = 4
+"""What a new client may need of one kind: a file, a pipe, connections to a database."""
 DEAR_BYTES: Final = 100_000
 """Per connection. A plain connection of the Python servers needs 10 to 50 kB."""
 CLOSE_FIT: Final = 0.9
@@ -62,9 +64,13 @@ def fd_leak(facts: Facts) -> Finding | None:
             grown[kind] = found
     if not grown:
         return None
+    clients = growth(facts.connections)
+    may_need = DESCRIPTORS_EACH * clients.per_s if clients else 0.0
+    explained = all(found.per_s <= may_need for found in grown.values())
     return Finding(
         verdict=Verdict.FD_LEAK,
-        confidence=0.6 if facts.connections_grow else 0.85,
+        # While connections only rise nobody can split the two: then it decides nothing.
+        confidence=0.45 if explained else 0.6 if clients else 0.85,
         summary="descriptors grow that are not connections of the port: "
         + ", ".join(f"{facts.last.descriptors[kind]} {kind}" for kind in grown),
         evidence=tuple(
