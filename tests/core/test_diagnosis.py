@@ -58,7 +58,11 @@ SLOW = series(
 
 UNREAD = series(
     sockets=lambda at: (
-        crowd(at, 20) + [client(100 + n, at, recv_queue_bytes=200 + int(at) * 6) for n in range(4)]
+        crowd(at, 20)
+        + [
+            client(100 + n, at, recv_queue_bytes=200 + int(at) * 6, bytes_received=int(at) * 6)
+            for n in range(4)
+        ]
     )
 )
 
@@ -363,6 +367,18 @@ def test_what_was_before_a_restart_is_named_and_not_judged() -> None:
     assert found.samples == 20
     assert any("20 samples are of another process" in text for text in found.missing)
     assert not any("another process" in text for text in diagnose(ZOMBIES).missing)
+
+
+@pytest.mark.parametrize(("read_per_s", "verdict"), [(0, "stalled-handlers"), (500, "healthy")])
+def test_a_full_queue_that_is_read_slowly_is_not_stalled(read_per_s: int, verdict: str) -> None:
+    """A short look may find it never smaller; that more has arrived tells that it is read."""
+
+    def seen(at: float) -> list[ServerSocket]:
+        arrived = 900_000 + round(at * (read_per_s + 10))
+        queue = {"recv_queue_bytes": 400_000 + round(at * 10), "bytes_received": arrived}
+        return [*crowd(at, 5), client(9, at, **queue)]
+
+    assert diagnose(series(9, sockets=seen)).verdict == verdict
 
 
 # --- too little -----------------------------------------------------------------------------

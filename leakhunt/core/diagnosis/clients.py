@@ -11,7 +11,8 @@ kind           what was seen
                there, its program is not
 ``behind``     a backlog waits in every look, and either its window moves, or it was
                heard of within the bound, or the looks are too short to tell
-``unread``     bytes wait for *our* application in every look, and never become fewer
+``unread``     bytes wait for *our* application in every look, never become fewer, and it has
+               read nothing between the first and the last
 ``closing``    not ESTABLISHED any more, for :data:`CLOSING_AFTER_S`, and it still costs
 ``silent``     nothing in either direction for twice the bound and nothing waits: alive or
                dead, from outside nobody can tell
@@ -163,7 +164,7 @@ def _kind(looks: _Looks, end: float, dead_after_s: float) -> str:
             return "behind"
         long_shut = looked_s >= SHUT_SHARE * dead_after_s or _shut_s(last) >= dead_after_s
         return "frozen" if long_shut else "behind"
-    if looks.unread:
+    if looks.unread and not _is_read(first_seen, last_seen):
         return "unread"
     if (
         heard_s is not None
@@ -183,6 +184,14 @@ def _vanished(one: ServerSocket, dead_after_s: float) -> bool:
 def _shut_s(one: ServerSocket) -> float:
     """For how long at least the kernel has found the window shut, by its probes."""
     return LEAST_RTO_S * (2 ** (one.backoff or 0) - 1) if one.timer == "persist" else 0.0
+
+
+def _is_read(first: ServerSocket, last: ServerSocket) -> bool:
+    """Whether our application read of it between two looks, however much came after that."""
+    if first.bytes_received is None or last.bytes_received is None:
+        return False  # the kernel does not tell: that its queue never shrank must do
+    arrived = last.bytes_received - first.bytes_received
+    return arrived > last.recv_queue_bytes - first.recv_queue_bytes
 
 
 def _moves(first: ServerSocket, last: ServerSocket) -> bool:

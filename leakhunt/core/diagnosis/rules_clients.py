@@ -14,7 +14,7 @@ stuck-teardown    closed sockets hold unsent bytes for   8 samples over 5 s, and
 slow-clients      clients are ``behind`` and what is     8 samples over 5 s
                   held for them, or RSS, grows
 stalled-handlers  bytes wait unread and only become      4 looks over 3 s, of which no queue
-                  more                                   ever shrank
+                  more, and nothing of them is read      ever shrank
 ================  =====================================  ======================================
 """
 
