@@ -31,7 +31,7 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fixtures.cases import CASES, Outcome, problem, run
+from fixtures.cases import CASES, NODE, Outcome, node_versions, problem, run
 
 QUICK_S: Final = 10.0
 """Cases that are looked at for longer are not quick."""
@@ -53,10 +53,11 @@ def arguments() -> argparse.Namespace:
 
 def machine() -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    return (
+    ours = (
         f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, "
         f"Python {platform.python_version()}, {libraries}"
     )
+    return ours if problem(NODE) else f"{ours}, {node_versions()}"
 
 
 def matrix(outcomes: Sequence[Outcome]) -> str:
