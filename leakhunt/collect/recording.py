@@ -238,7 +238,10 @@ class Recorder:
         try:
             yield
         except sqlite3.Error as error:
-            raise RecordingError(f"{self.path} cannot be written: {error}") from error
+            raise RecordingError(
+                f"{self.path} cannot be written: {error}",
+                hint="name a file in a directory that exists, has room and may be written to",
+            ) from error
 
 
 class Recording:
@@ -251,7 +254,10 @@ class Recording:
         self.path: Final = Path(path)
         if not self.path.is_file():
             what = "is a directory" if self.path.is_dir() else "does not exist"
-            raise RecordingError(f"the recording {self.path} {what}")
+            raise RecordingError(
+                f"the recording {self.path} {what}",
+                hint="`leakhunt watch PID --record FILE` writes one",
+            )
         self._base = self._open()
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@ socket gets its age from the samples before, so keep one sampler for one server.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -330,4 +331,8 @@ class Sampler:
         return tuple(missing)
 
     def _belongs(self, pid: int) -> str:
-        return f"process {pid} belongs to {user_of(pid)}; run as that user or as root"
+        if os.geteuid() == 0:  # in a container without the capability, or for one outside it
+            advice = "root needs CAP_SYS_PTRACE here (docker run --cap-add SYS_PTRACE), or the host"
+        else:
+            advice = "run as that user or as root"
+        return f"process {pid} belongs to {user_of(pid)}; {advice}"

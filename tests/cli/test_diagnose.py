@@ -177,7 +177,7 @@ async def test_a_recording_is_diagnosed_without_its_server(tmp_path: Path) -> No
     ("words", "error"),
     [
         (["999999999"], "there is no process"),
-        (["nowhere.leakhunt"], "does not exist"),
+        (["nowhere.leakhunt"], "does not exist\nhint: `leakhunt watch PID --record FILE`"),
         ([], "name the server by its PID"),
         ([str(os.getpid()), "--interval", "1ms"], "the shortest is 50ms"),
         (["nowhere.leakhunt", "--port", "80"], "has its ports already"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -329,3 +330,21 @@ def test_a_server_in_another_network_namespace_is_sampled_from_here():
         assert sample.socket_states == {"ESTABLISHED": 1}
         assert [one.pid for one in sample.sockets] == [process.pid]
         process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give up its capabilities")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (util-linux)")
+def test_root_without_capabilities_is_not_told_to_be_root():
+    """As in a container: it is named what is needed."""
+    code = (
+        "import sys; from leakhunt.collect.sampler import Sampler;"
+        "print(*Sampler(int(sys.argv[1])).sample().missing, sep='\\n')"
+    )
+    with bare() as server:
+        said = subprocess.run(
+            ["setpriv", "--bounding-set=-all", sys.executable, "-c", code, str(server.pid)],
+            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        ).stdout  # fmt: skip
+    lines = [line for line in said.splitlines() if "belongs to user root" in line]
+    assert len(lines) == 2
+    assert all("root needs CAP_SYS_PTRACE here" in line for line in lines)
