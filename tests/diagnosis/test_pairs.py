@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 
 from fixtures.cases import CASES, FALSE_ALARMS, FIXTURES, PAIRS, Outcome
-from leakhunt.core.diagnosis import NO_FAULT
+from leakhunt.core.diagnosis import NO_FAULT, Verdict
 
 pytestmark = pytest.mark.timeout(240)  # the first test waits for all of them
 
@@ -26,6 +26,14 @@ def test_a_live_server_has_its_verdict(
     one = outcomes[case, program]
     assert one.verdict == true, (one.found, one.said)
     assert one.code == (true not in NO_FAULT)
+
+
+def test_every_verdict_has_a_server() -> None:
+    """Each verdict but `unknown` is true of some fixture, and each leaky one has a twin."""
+    true = {verdict for case in CASES.values() for _, verdict in case.servers}
+    assert true == set(Verdict) - {Verdict.UNKNOWN}
+    for case in CASES.values():
+        assert "healthy" in [verdict for _, verdict in case.servers]
 
 
 @pytest.mark.parametrize("case", [case.name for case in FALSE_ALARMS])
