@@ -18,16 +18,10 @@ from leakhunt.cli.options import duration
 from leakhunt.cli.say import say
 from leakhunt.core.diagnosis import DEAD_AFTER_S, diagnose
 from leakhunt.core.durations import format_duration
-from leakhunt.core.samples import Sample
-from leakhunt.errors import NotTestable, RecordingError
+from leakhunt.core.recent import Recent
+from leakhunt.errors import NotTestable, ProcessGone, RecordingError
 
 SHORTEST_S: Final = 0.05
-KEEP_SOCKETS_S: Final = 120.0
-"""Sockets of samples older than this are let go: clients are judged by the last half minute."""
-
-KEEP_LOOKS: Final = 8
-"""But so many looks at each client are kept, or at long intervals nobody could be judged."""
-
 AGENT_WITHIN_S: Final = 5.0
 """With ``--collect`` somebody must have answered by then."""
 
@@ -78,7 +72,7 @@ def diagnosing(
     It looks from outside at memory, descriptors and every socket, in any language; where an
     agent answers, at what the application believes and what its interpreter holds, too. Exit
     code 0: nothing to repair; 1: a fault was found; 2: the evidence does not decide, or it could
-    not look.
+    not look. When the process ends on the way, what was seen until then is judged, and never 0.
 
     Examples:
 
@@ -99,6 +93,7 @@ def diagnosing(
     if what is None and port is None:
         raise typer.BadParameter("name the server by its PID or --port, or a recording")
     library = ""
+    ended: ProcessGone | None = None
     with ExitStack() as stack:
         if what is not None and not what.isdecimal():
             from leakhunt.collect.recording import Recording
@@ -131,30 +126,44 @@ def diagnosing(
                 groups = stack.enter_context(RedisGroups(url, prefix=redis_prefix))
             besides = "" if groups is None else f", and the groups in {groups.where},"
             say(f"watching process {source}{besides} for {format_duration(for_)}")
-            series, answered = [], False
-            begin = said_at = time.monotonic()
-            for _ in _ticks(interval, for_):
-                sample = sampler.sample()
-                series.append(sample if groups is None else groups.added_to(sample))
-                _let_go(series)
-                answered = answered or sample.agent is not None
-                # Not at once: an agent may start with the server's first client.
-                if collect and not answered and sample.at - series[0].at >= AGENT_WITHIN_S:
-                    raise _nobody_collects(source)
-                now = time.monotonic()
-                if now - said_at >= SAY_EVERY_S:
-                    said_at = now
-                    say(f"{format_duration(now - begin)} of {format_duration(for_)}")
-            if collect:
-                if not answered:
-                    raise _nobody_collects(source)
-                say("asking for one full collection and a trim: the server stands still")
-                sample = sampler.collected_sample()
-                if sample.agent is not None and sample.agent.collection is not None:
-                    series.append(sample)
-                else:
-                    say("no agent collected: it does not answer, or is older than this command")
+            recent, answered = Recent(), False
+            begin = said_at = now = time.monotonic()
+            try:
+                for _ in _ticks(interval, for_):
+                    sample = sampler.sample()
+                    recent.add(sample if groups is None else groups.added_to(sample))
+                    answered = answered or sample.agent is not None
+                    now = time.monotonic()
+                    # Not at once: an agent may start with the server's first client.
+                    if collect and not answered and now - begin >= AGENT_WITHIN_S:
+                        raise _nobody_collects(source)
+                    if now - said_at >= SAY_EVERY_S:
+                        said_at = now
+                        say(f"{format_duration(now - begin)} of {format_duration(for_)}")
+                if collect:
+                    if not answered:
+                        raise _nobody_collects(source)
+                    say("asking for one full collection and a trim: the server stands still")
+                    sample = sampler.collected_sample()
+                    if sample.agent is not None and sample.agent.collection is not None:
+                        recent.add(sample)
+                    else:
+                        say("no agent collected: it does not answer, or is older than this command")
+            except ProcessGone as error:
+                if not len(recent):
+                    raise
+                ended, now = error, time.monotonic()
+            series = recent.series()
         found = diagnose(series, dead_after_s=dead_after, library=library)
+    if ended is not None:
+        if found.correlation is None and not found.fault:
+            raise ended  # too little was seen to say anything
+        what_then = (
+            f"process {source} ended after {format_duration(round(now - begin, 1))} of "
+            f"{format_duration(for_)}: this is what was seen until then"
+        )
+        say(what_then)
+        found = replace(found, missing=(what_then, *found.missing))
     if as_json:
         from leakhunt.report.diagnosis import diagnosis_json
 
@@ -164,6 +173,8 @@ def diagnosing(
         from leakhunt.report.diagnosis import diagnosis_report
 
         stdout_console().print(diagnosis_report(found))
+    if ended is not None:
+        raise typer.Exit(1 if found.fault else 2)
     raise typer.Exit(2 if found.fault is None else int(found.fault))
 
 
@@ -184,13 +195,3 @@ def _nobody_collects(pid: str) -> NotTestable:
         f"no agent answers in process {pid}, so nobody can collect there",
         hint="leave --collect away, or restart the server by `leakhunt run --observe -- COMMAND`",
     )
-
-
-def _let_go(series: list[Sample]) -> None:
-    """Forget the sockets of samples that have become too old, however long the interval is."""
-    horizon = series[-1].at - KEEP_SOCKETS_S
-    for place in range(len(series) - KEEP_LOOKS - 1, -1, -1):
-        if series[place].at < horizon:
-            if not series[place].sockets_known:
-                return  # so were those before
-            series[place] = replace(series[place], sockets=(), sockets_known=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,13 +16,10 @@ from typing import Any
 
 import pytest
 
-from leakhunt.cli.diagnose import KEEP_LOOKS, KEEP_SOCKETS_S, _let_go
 from leakhunt.collect.recording import Recorder
-from leakhunt.core.diagnosis import diagnose as judge
 from leakhunt.core.samples import Sample
 from tests.adapters.contract import raw_client
 from tests.adapters.contract.raw_client import RawClient
-from tests.core.series import frozen, series
 
 ROOT = Path(__file__).parents[2]
 FIELD = ROOT / "fixtures" / "servers" / "serve.py"
@@ -200,17 +199,30 @@ async def test_a_process_that_does_not_have_the_port_is_not_called_healthy(start
     assert "diagnose --port PORT" in said.out
 
 
-@pytest.mark.parametrize("interval", [0.25, 1.0, 60.0])
-def test_sockets_of_old_samples_are_let_go_but_clients_can_still_be_judged(interval: float) -> None:
-    """At long intervals, too, as many looks are left as the rules about clients need."""
-    kept: list[Sample] = []
-    for one in series(600, every=interval, sockets=lambda at: [frozen(n, at) for n in range(3)]):
-        kept.append(one)
-        _let_go(kept)
-    left = [one for one in kept if one.sockets_known]
-    assert left == kept[-len(left) :]
-    assert left[0].at >= kept[-1].at - max(KEEP_SOCKETS_S, KEEP_LOOKS * interval)
-    assert judge(kept).verdict == "zombies"
+async def test_what_was_seen_of_a_process_that_ended_is_judged(start: Start, connect: Any) -> None:
+    """Killed on the way: the fault that was seen is a verdict (1); without one 2, and never 0."""
+    look = ("--for", "60s", "--interval", "250ms", "--dead-after", "3s", "--json")
+    servers = [start(FIELD, "websockets", "--bare", "--push", "20000") for _ in range(3)]
+    for (_, port), stall in zip(servers, (6, 0, 0), strict=True):
+        await connect(port, "/", '{"room": "lobby"}', 10, stall=stall)
+    await asyncio.sleep(3)
+
+    async def kill(pid: int, after: float) -> None:
+        await asyncio.sleep(after)
+        os.kill(pid, signal.SIGKILL)
+
+    (sick_pid, _), (well_pid, _), (short_pid, _) = servers
+    sick, well, short, *_ = await asyncio.gather(
+        *(diagnose(pid, *look) for pid, _ in servers),
+        kill(sick_pid, 8), kill(well_pid, 8), kill(short_pid, 3.5),
+    )  # fmt: skip
+    said = rf"process {sick_pid} ended after [6-8].*s of 1m: this is what was seen until then"
+    assert (sick.code, sick.found["verdict"]) == (1, "zombies"), sick.err + sick.out
+    assert re.search(said, sick.err)
+    assert re.fullmatch(said, sick.found["missing"][0])
+    assert (well.code, well.found["verdict"]) == (2, "healthy"), well.err + well.out
+    assert (short.code, short.out) == (2, ""), short.err
+    assert f"process {short_pid} can no longer be watched: it exited" in short.err
 
 
 async def test_without_an_agent_nobody_collects(start: Start) -> None:
