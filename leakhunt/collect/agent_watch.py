@@ -11,7 +11,7 @@ from leakhunt.collect.agent import AgentClient
 from leakhunt.core import runtime
 from leakhunt.core.runtime import Collection
 from leakhunt.core.samples import AgentSample
-from leakhunt.core.views import ConnectionView, StatusView
+from leakhunt.core.views import AgentView, ConnectionView, StatusView
 from leakhunt.errors import LeakhuntError, NoAgent, ProcessGone
 
 EVERY_S: Final = 1.0
@@ -153,9 +153,20 @@ def summed(statuses: Iterable[StatusView], transport_bytes: int | None = None) -
         rooms=sum(agent.rooms.rooms for agent in agents),
         memberships=sum(agent.rooms.memberships for agent in agents),
         store_members=dict(stores),
+        evict_after_s=_evict_after_s(agents),
         held_bytes=sum(agent.guard.held_bytes for agent in agents),
         transport_bytes=transport_bytes,
         loop_lag_s=max((agent.loop.lag_s for agent in agents), default=0.0),
         loop_blocked_s=max((agent.loop.blocked_s for agent in agents), default=0.0),
         runtime=None if None in runtimes else runtime.summed(filter(None, runtimes)),
     )
+
+
+def _evict_after_s(agents: Sequence[AgentView]) -> float | None:
+    """The longest bound; ``None``: there is none, as one of them asks nobody."""
+    bounds = [
+        agent.settings.get("evict_after_s") if agent.mode == "enforce" else None for agent in agents
+    ]
+    if not all(isinstance(bound, (int, float)) for bound in bounds):
+        return None
+    return max((float(bound) for bound in bounds if bound is not None), default=None)

@@ -65,6 +65,8 @@ class Sampler:
         self._tree = ProcessTree(self.process)
         self._tree_at = float("-inf")
         self._listening: set[int] = set()
+        self._other_ports: set[int] = set()  # where it listens, too, and which nobody asked for
+        self._elsewhere: frozenset[int] = frozenset()  # sockets of these ports
         self._families: Mapping[int, set[int]] = {}
         self._memory = SocketMemory()
         self._owners: dict[int, int] = {}
@@ -234,12 +236,16 @@ class Sampler:
             self._kinds = self._count_kinds()
             if self._kinds.get("socket"):
                 self._read_unix()  # it may be a Unix one that is younger than our list
+                self._read_elsewhere()
                 self._kinds = self._count_kinds()
         return dict(self._kinds)
 
     def _count_kinds(self) -> dict[str, int]:
         unix = self._unix.inodes if self._unix is not None else ()
-        return self._tree.kinds(self._listening, self._memory.inodes, unix)
+        connections = self._memory.inodes
+        if self._elsewhere:
+            connections |= self._elsewhere
+        return self._tree.kinds(self._listening, connections, unix)
 
     # --- sockets ----------------------------------------------------------------------------
 
@@ -255,11 +261,14 @@ class Sampler:
 
     def _find_ports(self) -> None:
         inodes = self._owners.keys() if self._readable else set()
+        listening = self._table.dump(states={"LISTEN"}, details=False)
         ours = [
             row
-            for row in self._table.dump(states={"LISTEN"}, details=False)
+            for row in listening
             if (row.local[1] in self._given_ports if self._given_ports else row.inode in inodes)
         ]
+        own = {row.local[1] for row in listening if row.inode in inodes}
+        self._other_ports = own - {row.local[1] for row in ours}
         families: dict[int, set[int]] = {port: set() for port in self._given_ports}
         for row in ours:
             families.setdefault(row.local[1], set()).add(row.family)
@@ -319,6 +328,16 @@ class Sampler:
     def _read_unix(self) -> None:
         with contextlib.suppress(OSError):
             self._unix = unix_sockets(self.process.pid)
+
+    def _read_elsewhere(self) -> None:
+        """Clients of the server's other ports: nobody asked for them, but they are no leak."""
+        with contextlib.suppress(OSError):
+            self._elsewhere = frozenset(
+                row.inode
+                for port in self._other_ports
+                for row in self._table.dump(port, details=False)
+                if row.state != "LISTEN"
+            )
 
     # --- what is missing --------------------------------------------------------------------
 

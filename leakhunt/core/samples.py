@@ -72,8 +72,11 @@ class AgentSample:
     (:attr:`StoreNode.node`)."""
     held_bytes: int = 0
     """Bytes that the guard and transports hold for clients that are behind."""
+    evict_after_s: float | None = None
+    """After how long a dead client is dropped: the longest of all agents. ``None``: one of them
+    asks nobody (it observes)."""
     transport_bytes: int | None = None
-    """Bytes in user space over all connections."""
+    """Bytes in user space over all connections; in every tenth sample or so."""
     loop_lag_s: float = 0.0
     loop_blocked_s: float = 0.0
     runtime: Runtime | None = None
@@ -138,8 +141,8 @@ class Sample:
     pid: int | None = None
     """The server's first process; another one after a restart."""
     descriptors: Mapping[str, int] = field(default_factory=dict)
-    """Open descriptors by kind: ``listening``, ``connection``, ``socket`` (others), ``unix``,
-    ``pipe``, ``file``, ``eventpoll``, ``other``."""
+    """Open descriptors by kind: ``listening``, ``connection`` (of all its ports, also when only one
+    is looked at), ``socket`` (others), ``unix``, ``pipe``, ``file``, ``eventpoll``, ``other``."""
     sockets: Sequence[ServerSocket] = ()
     """Every TCP socket of the server's listening ports except the listeners and TIME_WAIT."""
     sockets_known: bool = True

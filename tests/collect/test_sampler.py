@@ -14,10 +14,12 @@ import pytest
 from sampling import bare, clients, until
 
 from leakhunt.collect import sampler as sampler_module
+from leakhunt.collect.agent_watch import summed
 from leakhunt.collect.process import ProcessHandle
 from leakhunt.collect.sampler import Sampler
 from leakhunt.collect.servers import find_by_name, open_sampler
 from leakhunt.collect.sockets import SocketTable, dump_tcp
+from leakhunt.core.views import AgentView, StatusView
 from leakhunt.errors import NotTestable, ProcessGone
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -57,6 +59,24 @@ def test_a_server_is_sampled():
         (unread,) = [one for one in sample.sockets if one.recv_queue_bytes]
         assert unread.recv_queue_bytes == unread.bytes_received == 1000
         assert sample.missing == ()
+
+
+def test_clients_of_another_port_of_the_server_are_connections():
+    """Only the port's sockets are looked at, but those of the other are no leak of descriptors."""
+    with bare() as server:
+        server.tell("other = socket.create_server(('127.0.0.1', 0))")
+        rows = psutil.Process(server.pid).net_connections("tcp")
+        (other,) = {row.laddr[1] for row in rows} - {server.port}
+        server.tell("take = lambda: [held.append(other.accept()[0]) for _ in range(5)]")
+        with Sampler(server.pid, port=server.port) as sampler, clients(server.port, 2):
+            until(sampler.sample, lambda s: s.descriptors.get("connection") == 2)
+            before = sampler.sample()
+            with clients(other, 5):
+                server.tell("take()")
+                sample = until(sampler.sample, lambda s: s.descriptors.get("connection") == 7)
+            assert sample.descriptors.get("socket") == before.descriptors.get("socket") == 1
+            assert sample.descriptors["listening"] == 1
+            assert len(sample.sockets) == 2
 
 
 def test_every_value_is_that_of_the_slow_reading():
@@ -230,6 +250,7 @@ def test_the_agent_is_asked_and_no_agent_is_said_once(tmp_path, monkeypatch):
                 assert sample.agent is not None
                 assert (sample.agent.believed, sample.agent.memberships) == (1, 1)
                 assert sample.agent.states == {"alive": 1}
+                assert sample.agent.evict_after_s == 30.0
                 assert sample.missing == ()
         finally:
             process.kill()
@@ -348,3 +369,18 @@ def test_root_without_capabilities_is_not_told_to_be_root():
     lines = [line for line in said.splitlines() if "belongs to user root" in line]
     assert len(lines) == 2
     assert all("root needs CAP_SYS_PTRACE here" in line for line in lines)
+
+
+@pytest.mark.parametrize(("modes", "bound"), [("ee", 40.0), ("eo", None), ("oo", None), ("", None)])
+def test_an_agent_that_observes_has_no_bound(modes, bound):
+    """The longest bound of all agents counts, and there is none where one of them asks nobody."""
+    agents = tuple(
+        AgentView(
+            name=str(number),
+            mode={"e": "enforce", "o": "observe"}[mode],
+            settings={"evict_after_s": 20.0 * (number + 1)},
+        )
+        for number, mode in enumerate(modes)
+    )
+    said = summed([StatusView(pid=1, version="1", agents=agents)])
+    assert said.evict_after_s == bound

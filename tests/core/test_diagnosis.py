@@ -291,6 +291,62 @@ def test_silence_in_both_directions_is_unknown() -> None:
     assert "silent" in found.findings[0].summary
 
 
+@pytest.mark.parametrize(
+    ("agent", "verdict"),
+    [
+        (AgentSample(believed=20, states={"alive": 20}, evict_after_s=300.0), "healthy"),
+        (AgentSample(believed=20, states={"alive": 12, "suspect": 8}, evict_after_s=300.0),
+         "unknown"),
+        (AgentSample(believed=20, states={"alive": 20}), "unknown"),
+    ],
+    ids=["it asks them", "some have not answered", "it observes"],
+)  # fmt: skip
+def test_silent_clients_that_an_agent_asks_are_no_riddle(agent: AgentSample, verdict: str) -> None:
+    """What it calls alive is alive, or dropped within its bound, and that bound is said."""
+    quiet = {"last_data_recv_s": 70.0, "last_data_sent_s": 70.0, "last_ack_recv_s": 70.0}
+    found = diagnose(series(sockets=lambda at: crowd(at, 20, **quiet), agent=lambda at: agent))
+    assert found.verdict == verdict
+    summary = found.findings[0].summary
+    if verdict == "healthy":
+        assert "no client that is dead for 300 s is held" in summary
+    elif agent.evict_after_s:
+        assert summary.startswith("8 of 20 clients are silent")
+    else:
+        assert summary.startswith("20 of 20 clients are silent")
+
+
+def test_bytes_in_user_space_count_between_two_words_of_the_agent() -> None:
+    """It tells them in every tenth sample: between two words they lie between, and are not 0."""
+
+    def agent(at: float) -> AgentSample:
+        known = round(2_000_000 + at * 100_000) if at % 10 == 5 else None
+        return AgentSample(opened=21, believed=21, transport_bytes=known)
+
+    found = diagnose(
+        series(
+            38, agent=agent, rss=lambda at: BASE + at * 400_000,
+            sockets=lambda at: [*crowd(at, 20), slow(99, at, queue=round(50_000 + at * 100))],
+        )
+    ).findings[0]  # fmt: skip
+    assert found.verdict == "slow-clients"
+    evidence = {one.name: one.value for one in found.evidence}
+    assert evidence["waiting_for_them"] == 50_000 + 3_700 + 2_000_000 + 3_500_000
+    assert evidence["growth_of_what_waits"] == pytest.approx(100_000 * 3600, rel=0.1)
+
+
+def test_a_few_bytes_per_connection_are_none() -> None:
+    """No connection costs 300 B: memory is called flat."""
+    seen = series(
+        rss=lambda at: BASE + 300 * (10 + 100 * at), sockets=lambda at: crowd(at, 10 + 100 * at),
+        noise=0.0,
+    )  # fmt: skip
+    found = diagnose(seen)
+    assert found.correlation is not None
+    assert found.correlation.bytes_per_connection == pytest.approx(300, rel=0.01)
+    assert found.findings[0].summary.startswith("memory is flat, and no client")
+    assert "rss_per_connection" not in {one.name for one in found.findings[0].evidence}
+
+
 def test_without_clocks_nobody_is_called_healthy() -> None:
     """Where the kernel tells no ages, and no agent answers, the verdict is unknown."""
     blind = {"last_data_recv_s": None, "last_data_sent_s": None, "last_ack_recv_s": None}

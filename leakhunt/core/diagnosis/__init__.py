@@ -77,6 +77,9 @@ RULES: Final[tuple[Rule, ...]] = (
 FOLLOWS: Final = 0.3
 """Least share of memory's variance that the connections explain, to say that it follows them."""
 
+LEAST_EACH: Final = 1_000
+"""Bytes per connection: with less memory is flat. No connection costs so little."""
+
 HEALTHY: Final = Least(8, 5.0)
 """The least evidence for a clean bill of health."""
 
@@ -197,10 +200,16 @@ def _healthy(facts: Facts) -> Finding:
         )  # fmt: skip
     found = facts.correlation
     each = found.bytes_per_connection if (found.r2 or 0.0) >= FOLLOWS else None
+    if each is not None and each < LEAST_EACH:
+        each = None
     follows = (
         "memory is flat" if each is None
         else f"memory follows the connections at {each / 1000:.3g} kB each"
     )  # fmt: skip
+    bound = facts.dead_after_s
+    if clients.silent and facts.last.agent is not None:
+        # Of those who are silent we have the agent's word alone.
+        bound = max(bound, facts.last.agent.evict_after_s or 0.0)
     evidence = [
         facts.evidence("connections", facts.connections[-1][1], "connections"),
         facts.evidence("rss", facts.last.rss_bytes, "bytes"),
@@ -216,7 +225,7 @@ def _healthy(facts: Facts) -> Finding:
     return Finding(
         verdict=Verdict.HEALTHY,
         confidence=min(0.95, 0.6 + facts.span_s / 600),
-        summary=f"{follows}, and no client that is dead for {facts.dead_after_s:g} s is held",
+        summary=f"{follows}, and no client that is dead for {bound:g} s is held",
         evidence=tuple(evidence),
         next="a slower leak needs a longer look: "
         f"less than {found.limit_bytes_per_hour / 1e6:.3g} MB/h cannot be seen in "

@@ -20,6 +20,8 @@ stalled-handlers  bytes wait unread and only become      4 looks over 3 s, of wh
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from typing import Final
 
 from leakhunt.core.diagnosis import fixes
@@ -163,13 +165,13 @@ def slow_clients(facts: Facts) -> Finding | None:
     if not behind:
         return None
     peers = {one.peer for one in behind}
+    user = _in_user_space(facts)
 
     def waiting(sample: Sample) -> float | None:
         if not sample.sockets_known:
             return None
         kernel = sum(one.send_queue_bytes for one in sample.sockets if one.peer in peers)
-        user = (sample.agent.transport_bytes or 0) if sample.agent else 0
-        return kernel + user
+        return kernel + user(facts.at(sample))
 
     queues = growth(facts.points(waiting))
     memory = facts.memory_evidence()
@@ -208,6 +210,26 @@ def slow_clients(facts: Facts) -> Finding | None:
         next="look before each send, and drop or bound what a client does not take",
         fix=fixes.GUARD,
     )
+
+
+def _in_user_space(facts: Facts) -> Callable[[float], float]:
+    """What transports hold at a time: agents tell it seldom, and between two words it lies between.
+
+    Before the first word it is that word, after the last one the last.
+    """
+    words = facts.points(
+        lambda one: None if one.agent is None else one.agent.transport_bytes,
+    ) or [(0.0, 0.0)]  # fmt: skip
+    times = [at for at, _ in words]
+
+    def held(at: float) -> float:
+        place = bisect_right(times, at)
+        if place in (0, len(words)):
+            return words[max(0, place - 1)][1]
+        (from_s, first), (to_s, then) = words[place - 1 : place + 1]
+        return first + (then - first) * (at - from_s) / (to_s - from_s)
+
+    return held
 
 
 def stalled_handlers(facts: Facts) -> Finding | None:

@@ -291,16 +291,21 @@ def kept_after_wave(facts: Facts) -> Finding | None:
 def silent_clients(facts: Facts) -> Finding | None:
     """Nobody asks: whether these clients live cannot be seen from outside."""
     clients = facts.clients
-    if not clients.silent or len(clients.silent) < SILENT_SHARE * clients.total:
+    agent = facts.last.agent
+    asked = 0
+    if agent is not None and agent.evict_after_s is not None:
+        asked = agent.states.get("alive", 0)  # silent to us, but it answers: or it is dropped soon
+    silent = min(len(clients.silent), clients.total - asked)
+    if silent <= 0 or silent < SILENT_SHARE * clients.total:
         return None
     longest = max(one.last_data_recv_s or 0.0 for one in clients.silent)
     return Finding(
         verdict=Verdict.UNKNOWN,
         confidence=0.5,
-        summary=f"{len(clients.silent)} of {clients.total} clients are silent in both "
+        summary=f"{silent} of {clients.total} clients are silent in both "
         "directions: no heartbeat asks them, so alive and dead look the same",
         evidence=(
-            facts.of_clients("silent_clients", len(clients.silent), "sockets"),
+            facts.of_clients("silent_clients", silent, "sockets"),
             facts.of_clients("longest_silence", longest, "s"),
         ),
         alternatives=(
