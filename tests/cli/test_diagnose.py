@@ -172,6 +172,25 @@ async def test_a_recording_is_diagnosed_without_its_server(tmp_path: Path) -> No
     assert said.err == f"reading 30 samples of {path}\n"
 
 
+async def test_a_leak_before_a_restart_is_the_verdict_of_a_recording(tmp_path: Path) -> None:
+    """The process that leaked ended, the next one is well: the leak is told, exit 1."""
+    path = tmp_path / "night.leakhunt"
+    with Recorder(path) as recorder:
+        for second in range(60):
+            old = second < 30
+            recorder.add(
+                Sample(
+                    at=100.0 + second, wall=1e9 + second, rss_bytes=50_000_000,
+                    pid=11 if old else 12,
+                    descriptors={"listening": 1, "file": 10 + second if old else 10},
+                )
+            )  # fmt: skip
+    said = await diagnose(path, "--json")
+    assert (said.code, said.found["verdict"]) == (1, "fd-leak"), said.err + said.out
+    assert said.found["findings"][0]["summary"].startswith("process 11, from 0s to 29s, which")
+    assert said.found["missing"][0].startswith("1 restart: shown is process 11, from 0s to 29s")
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

@@ -416,13 +416,55 @@ def test_descriptors_that_new_clients_need_are_no_leak(each: int, verdict: str) 
     assert [one.verdict for one in found.findings].count(Verdict.FD_LEAK) == 1
 
 
-def test_what_was_before_a_restart_is_named_and_not_judged() -> None:
-    """The old process may have ended of its leak: nobody shall take the new one's health for it."""
-    seen = [replace(one, pid=1 if place < 20 else 2) for place, one in enumerate(ZOMBIES)]
-    found = diagnose([*seen[:20], *(replace(one, sockets=[]) for one in seen[20:])])
+def restarted(*parts: list[Sample]) -> list[Sample]:
+    """Each part is 20 samples of a process of its own, 20 s after the one before."""
+    return [
+        replace(shift(one, 20.0 * number), pid=number + 1)
+        for number, part in enumerate(parts)
+        for one in part[:20]
+    ]
+
+
+def test_a_fault_before_a_restart_has_the_verdict() -> None:
+    """The old process may have ended of its leak: the new one's health is no answer to that."""
+    found = diagnose(restarted(ZOMBIES, series()))
+    assert (found.verdict, found.fault) == ("zombies", True)
+    summary = found.findings[0].summary
+    assert summary.startswith("process 1, from 0s to 19s, which ended: ")
+    assert summary.endswith(diagnose(ZOMBIES[:20]).findings[0].summary)
     assert found.samples == 20
-    assert any("20 samples are of another process" in text for text in found.missing)
-    assert not any("another process" in text for text in diagnose(ZOMBIES).missing)
+    assert found.missing[0] == (
+        "1 restart: shown is process 1, from 0s to 19s; the system's log may tell why "
+        "process 1 ended"
+    )
+    assert not any("restart" in text for text in diagnose(ZOMBIES).missing)
+
+
+def test_of_several_processes_the_surest_fault_counts_and_the_others_are_named() -> None:
+    """Of equals the last one; without any fault the last process is judged."""
+    zombies, descriptors = (diagnose(part[:20]).findings[0] for part in (ZOMBIES, DESCRIPTORS))
+    assert zombies.confidence > descriptors.confidence > 0.5
+    found = diagnose(restarted(series(), ZOMBIES, DESCRIPTORS))
+    assert found.findings[0].summary.startswith("process 2, from 20s to 39s, which ended: ")
+    assert found.missing[0].startswith("2 restarts: shown is process 2, from 20s to 39s; ")
+    assert found.missing[1] == (
+        f"process 3, from 40s to 59s, had, too: fd-leak ({descriptors.confidence:.0%}): "
+        f"{descriptors.summary}"
+    )
+    found = diagnose(restarted(ZOMBIES, ZOMBIES))
+    assert found.findings[0].summary == diagnose(ZOMBIES[:20]).findings[0].summary
+    assert "process 1, from 0s to 19s, had, too: zombies" in found.missing[1]
+    found = diagnose(restarted(series(), series()))
+    assert (found.verdict, found.samples, len(found.missing)) == ("healthy", 20, 1)
+    assert found.missing[0].endswith("why process 1 ended")
+
+
+def test_a_process_that_ended_is_judged_by_the_last_sockets_that_a_recording_kept() -> None:
+    """Old samples lose theirs, also the last one before a restart."""
+    seen = restarted(ZOMBIES, series())
+    seen[17:20] = [replace(one, sockets=(), sockets_known=False) for one in seen[17:20]]
+    found = diagnose(seen)
+    assert (found.verdict, found.samples) == ("zombies", 17)
 
 
 @pytest.mark.parametrize(("read_per_s", "verdict"), [(0, "stalled-handlers"), (500, "healthy")])

@@ -23,6 +23,8 @@ weak findings         below :data:`DECIDES`: worth a look; they are listed, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Final
 
 from leakhunt.core.diagnosis import (
@@ -32,6 +34,7 @@ from leakhunt.core.diagnosis import (
     rules_memory,
     rules_store,
 )
+from leakhunt.core.diagnosis.clients import TAIL_S
 from leakhunt.core.diagnosis.facts import Facts, Least, Rule, connections, gather
 from leakhunt.core.diagnosis.known import known_evidence, known_need
 from leakhunt.core.diagnosis.types import (
@@ -43,6 +46,7 @@ from leakhunt.core.diagnosis.types import (
     Finding,
     Verdict,
 )
+from leakhunt.core.durations import format_duration
 from leakhunt.core.samples import Sample
 
 __all__ = [
@@ -93,9 +97,65 @@ def diagnose(
     that the server is meant to keep. ``library`` is the server's, as a row of
     :data:`leakhunt.core.tuning.DEFLATE`: then its connections are compared with what they are
     known to need. Raises :class:`ValueError` for an empty series.
+
+    A series over restarts has a part for each process. The verdict is that of the surest fault
+    in any part, of equals the last one's; without a fault it is the last process's. What the
+    others had is named in ``missing``.
     """
     if not series:
         raise ValueError("a series without a sample cannot be diagnosed")
+    parts = _by_process(series)
+    judged = [_judge(part, dead_after_s, library) for part in parts]
+    if len(parts) == 1:
+        return judged[0]
+    faults = [number for number, one in enumerate(judged) if one.fault]
+    chosen = max(
+        faults,
+        key=lambda number: (judged[number].findings[0].confidence, number),
+        default=len(parts) - 1,
+    )
+    found, begin = judged[chosen], parts[0][0].at
+    first, *others = found.findings
+    if chosen < len(parts) - 1:
+        first = replace(
+            first, summary=f"{_which(parts[chosen], begin)}, which ended: {first.summary}"
+        )
+    told = {judged[number].verdict: number for number in faults if number != chosen}
+    return replace(
+        found,
+        findings=(first, *others),
+        missing=(
+            _of_the_restarts(parts, chosen),
+            *(
+                f"{_which(parts[number], begin)}, had, too: {verdict} "
+                f"({judged[number].findings[0].confidence:.0%}): "
+                f"{judged[number].findings[0].summary}"
+                for verdict, number in told.items()
+            ),
+            *found.missing,
+        ),
+    )
+
+
+def _by_process(series: Sequence[Sample]) -> list[list[Sample]]:
+    """The samples in the order of time, those of each process together."""
+    ordered = sorted(series, key=lambda sample: sample.at)
+    parts = [list(part) for _, part in groupby(ordered, key=lambda sample: sample.pid)]
+    return [*map(_to_the_last_look, parts[:-1]), parts[-1]]
+
+
+def _to_the_last_look(part: list[Sample]) -> list[Sample]:
+    """Without the last samples if they have no sockets: a recording may have let them go."""
+    for place in range(len(part) - 1, -1, -1):
+        if part[place].at < part[-1].at - TAIL_S:
+            break
+        if part[place].sockets_known:
+            return part[: place + 1]
+    return part
+
+
+def _judge(series: Sequence[Sample], dead_after_s: float, library: str) -> Diagnosis:
+    """The same for the samples of one process."""
     facts = gather(series, dead_after_s, library)
     findings: list[Finding] = []
     undecided: list[str] = []
@@ -119,7 +179,7 @@ def diagnose(
         collection=facts.collection,
         missing=(
             *dict.fromkeys(text for one in facts.series for text in one.missing),
-            *filter(None, [_before_the_restart(series, facts), rules_store.not_judged(facts)]),
+            *filter(None, [rules_store.not_judged(facts)]),
         ),
         undecided=tuple(undecided),
     )
@@ -233,14 +293,20 @@ def _healthy(facts: Facts) -> Finding:
     )
 
 
-def _before_the_restart(series: Sequence[Sample], facts: Facts) -> str:
-    """That a process has ended on the way, if one has: how is not known, and it may matter."""
-    before = len(series) - facts.count - (facts.collected is not None)
-    if not before:
-        return ""
+def _which(part: Sequence[Sample], begin: float) -> str:
+    """``process 4711, from 0s to 10m``: since the first sample of all."""
+    times = [format_duration(one.at - begin) for one in (part[0], part[-1]) if one.at > begin]
+    times = ["0s", *times][-2:]
+    return f"process {part[0].pid}, from {times[0]} to {times[1]}"
+
+
+def _of_the_restarts(parts: Sequence[Sequence[Sample]], chosen: int) -> str:
+    """That processes have ended on the way: how is not known, and it may matter."""
+    count = len(parts) - 1
     return (
-        f"what was before the restart: {before} samples are of another process, and only those of "
-        f"process {facts.last.pid} are judged; the system's log may tell why the other one ended"
+        f"{count} restart{'s' * (count > 1)}: shown is "
+        f"{_which(parts[chosen], parts[0][0].at)}; the system's log may tell why "
+        f"process {parts[min(chosen, count - 1)][0].pid} ended"
     )
 
 

@@ -181,13 +181,11 @@ def connections(sample: Sample) -> int | None:
 
 
 def gather(series: Sequence[Sample], dead_after_s: float, library: str = "") -> Facts:
-    """The facts of a series in the order of time; a long one is thinned, its end is kept.
+    """The facts of one process's series in the order of time.
 
-    After a restart only the samples of the new process count.
+    A long one is thinned, its end is kept.
     """
-    ordered = sorted(series, key=lambda sample: sample.at)
-    restarts = [n for n, one in enumerate(ordered) if one.pid != ordered[-1].pid]
-    ordered = ordered[restarts[-1] + 1 :] if restarts else ordered
+    ordered = list(series)
     collected = None
     if len(ordered) > 1 and (agent := ordered[-1].agent) is not None and agent.collection:
         collected = ordered.pop()
