@@ -108,7 +108,8 @@ def diagnosing(
                     param_hint="--collect",
                 )
             source = what
-            series = stack.enter_context(Recording(Path(what))).series
+            recording = stack.enter_context(Recording(Path(what)))
+            series, library = recording.series, recording.library
             if not series:
                 raise RecordingError(f"the recording {what} holds no sample")
             say(f"reading {len(series):,} samples of {what}")

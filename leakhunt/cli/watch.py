@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, Self
 
 import typer
 
+from leakhunt.cli.library import library_of
 from leakhunt.cli.options import duration
 from leakhunt.cli.say import say
 from leakhunt.core.samples import Sample
 from leakhunt.core.summary import Summariser, Summary
+from leakhunt.core.tuning import OTHER
 from leakhunt.errors import NotTestable, ProcessGone
 
 if TYPE_CHECKING:
@@ -93,11 +95,13 @@ def watch(
     screen = not (as_json or with_sockets) and is_terminal()
     with ExitStack() as stack:
         server: Server | None = None
+        library = ""
         samples: Callable[[Onlooker], Iterator[Sample]]
         if replay is not None:
             from leakhunt.collect.recording import Recording
 
-            series = stack.enter_context(Recording(replay)).series
+            recording = stack.enter_context(Recording(replay))
+            series, library = recording.series, recording.library
             title = f"{replay}: {len(series):,} samples"
             samples = partial(_replayed, series, interval if screen else 0.0)
         else:
@@ -114,7 +118,7 @@ def watch(
             from leakhunt.cli.watch_screen import ScreenFeed, show_on_screen
 
             sampler = None if server is None else (lambda: server.sampler)
-            show_on_screen(ScreenFeed(title, samples, sampler))
+            show_on_screen(ScreenFeed(title, samples, sampler, library))
         else:
             with Lines(with_sockets) as lines:
                 summariser = Summariser()
@@ -252,7 +256,16 @@ class Lines:
 def _recorded(
     samples: Callable[[Onlooker], Iterator[Sample]], recorder: Recorder, onlooker: Onlooker
 ) -> Iterator[Sample]:
+    pid, library, seen = None, "", 0
     for sample in samples(onlooker):
+        if sample.pid != pid:
+            pid, library, seen = sample.pid, "", 0
+        seen += 1
+        # A server that is just starting has not loaded it yet: look again, ever more rarely.
+        if pid is not None and library in ("", OTHER) and seen.bit_count() == 1:
+            library = library_of(pid)
+            if library:
+                recorder.set_library(library)
         recorder.add(sample)
         yield sample
 

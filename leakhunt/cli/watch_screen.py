@@ -25,6 +25,7 @@ class ScreenFeed:
 
     :param sampler: gives the sampler of now, which is another one after a restart; ``None``:
         the samples are those of a recording.
+    :param library: of the recording's server.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class ScreenFeed:
         title: str,
         source: Callable[[ScreenFeed], Iterable[Sample]],
         sampler: Callable[[], Sampler] | None,
+        library: str = "",
     ) -> None:
         self.title: Final = title
         self.replays: Final = sampler is None
         self._source = source
         self._sampler = sampler
+        self._library = library
         self._audience: Audience | None = None
         self._left = threading.Event()
         self._going = threading.Event()
@@ -48,7 +51,7 @@ class ScreenFeed:
         summariser = Summariser()
         views: tuple[ConnectionView, ...] = ()
         views_at: float | None = None
-        pid, library = None, ""
+        pid, library = None, self._library
         try:
             for sample in self._source(self):
                 sockets = tuple(sample.sockets)

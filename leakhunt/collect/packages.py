@@ -41,6 +41,7 @@ _MAPPED: Final = {
     "utf-8-validate": re.compile(r"/utf-8-validate/.*\.node$"),
 }
 _PYTHON: Final = re.compile(r"^(python|pypy)[0-9.]*t?$")
+_LIBPYTHON: Final = re.compile(r"/libpython3[^/]*\.so[^/]*$")
 _NODE: Final = re.compile(r"^(node|nodejs)[0-9.]*$")
 
 
@@ -72,7 +73,8 @@ def read_program(pid: int, proc: Path = Path("/proc")) -> Program:
     if _NODE.match(executable.name):
         installed = _node_packages(here, words)
         return Program("node", "node", {}, installed, frozenset(), loaded)
-    if not _PYTHON.match(executable.name):
+    embedded = any(map(_LIBPYTHON.search, mapped))
+    if not _PYTHON.match(executable.name) and not embedded:
         return Program(loaded=loaded)
     packages: dict[str, str] = {}
     compiled = set()
@@ -134,7 +136,8 @@ def _places(here: Path, words: Sequence[str], executable: Path, mapped: set[str]
                 break
     if "VIRTUAL_ENV" in environment:
         prefixes.append(environment["VIRTUAL_ENV"])
-    version = executable.name.removeprefix("python")
+    # Of a program that has Python in it, as uWSGI has, the name tells no version.
+    version = executable.name.removeprefix("python") if _PYTHON.match(executable.name) else ""
     isolated = [
         prefix
         for prefix in prefixes

@@ -148,6 +148,11 @@ class Recorder:
         if time.monotonic() - self._written_at >= WRITE_EVERY_S * 0.9:
             self.write()
 
+    def set_library(self, name: str) -> None:
+        """Write down what serves the connections, as :mod:`leakhunt.core.tuning` names it."""
+        with self._errors():
+            self._base.execute("INSERT OR REPLACE INTO meta VALUES ('library', ?)", (name,))
+
     def write(self) -> None:
         """Write what waits, now."""
         if not self._waiting:
@@ -273,7 +278,7 @@ class Recording:
     @property
     def series(self) -> list[Sample]:
         """All samples in their order. Their sockets are read from the file when looked at."""
-        try:
+        with self._damage():
             columns = self._base.execute("PRAGMA table_info(samples)").fetchall()
             # Recordings of before there were stores have no such column.
             store = "store" if "store" in {column[1] for column in columns} else "NULL"
@@ -282,6 +287,19 @@ class Recording:
                 f"{store}, {', '.join(_NUMBERS)} FROM samples ORDER BY id"
             )
             return [self._sample(*row) for row in rows]
+
+    @property
+    def library(self) -> str:
+        """What serves the connections; empty: it is not known, or the file is older than that."""
+        with self._damage():
+            question = "SELECT value FROM meta WHERE name = 'library'"
+            row = self._base.execute(question).fetchone()
+            return "" if row is None else str(row[0])
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
         except (sqlite3.Error, msgspec.MsgspecError, TypeError) as error:
             raise RecordingError(f"{self.path} is damaged: {error}") from error
 

@@ -54,6 +54,9 @@ DEFLATE: Final = {
 }
 """Of the releases in constraints.txt, on CPython 3.11."""
 
+OTHER: Final = "other"
+"""The library of a program that is neither Python's nor Node's, for a diagnosis."""
+
 UNKNOWN_BYTES: Final = 70_000
 """A connection of a server that we do not know: about `websockets` with compression."""
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from leakhunt.cli.library import library_of
 from leakhunt.collect.recording import Recorder
 from leakhunt.core.samples import Sample
+from leakhunt.core.tuning import OTHER
 from tests.adapters.contract import raw_client
 from tests.adapters.contract.raw_client import RawClient
 
@@ -170,6 +172,39 @@ async def test_a_recording_is_diagnosed_without_its_server(tmp_path: Path) -> No
     assert (said.code, said.found["verdict"], said.found["source"]) == (2, "unknown", str(path))
     assert said.found["correlation"]["growing"] is True
     assert said.err == f"reading 30 samples of {path}\n"
+
+
+async def test_a_recording_knows_its_servers_library(start: Start, tmp_path: Path) -> None:
+    """What `watch --record` found out about the process is there when that has long gone."""
+    pid, _ = start(FIELD, "websockets", "--bare")
+    path = tmp_path / "night.leakhunt"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "leakhunt", "watch", str(pid), "--record", str(path), "--json",
+        "--for", "1s", "--interval", "200ms", stdout=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    assert await process.wait() == 0
+    os.kill(pid, signal.SIGKILL)
+    said = await diagnose(path, "--json")
+    assert said.found["library"] == "websockets", said.out
+
+
+def test_a_program_that_is_not_python_is_told_by_its_process() -> None:
+    """`other` for one in another language; a shell is what it started."""
+    python = f"{sys.executable} -c 'import sys; print(1, flush=True); sys.stdin.read()'"
+    command = ["sh", "-c", f"{python}; true"]
+    with (
+        subprocess.Popen(["sleep", "60"]) as sleep,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell,
+    ):
+        try:
+            assert shell.stdout is not None
+            assert shell.stdout.readline() == b"1\n"
+            assert library_of(sleep.pid) == OTHER
+            assert library_of(shell.pid) == ""
+        finally:
+            sleep.kill()
+            shell.communicate()
+    assert library_of(sleep.pid) == ""
 
 
 async def test_a_leak_before_a_restart_is_the_verdict_of_a_recording(tmp_path: Path) -> None:

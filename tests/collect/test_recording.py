@@ -247,6 +247,20 @@ def test_nothing_is_overwritten(tmp_path):
         Recorder(tmp_path / "none" / "r")
 
 
+def test_the_library_is_kept_and_older_files_have_none(tmp_path):
+    """What serves the connections is in the file; the last word counts."""
+    with Recorder(tmp_path / "r") as recorder:
+        assert_library(tmp_path / "r", "")
+        recorder.set_library("websockets")
+        recorder.set_library("aiohttp")
+    assert_library(tmp_path / "r", "aiohttp")
+
+
+def assert_library(path, library):
+    with Recording(path) as recording:
+        assert recording.library == library
+
+
 def test_the_docs_have_every_column(tmp_path):
     """docs/recording.md names every column of both tables."""
     Recorder(tmp_path / "r").close()

@@ -18,6 +18,7 @@ from leakhunt.core.diagnosis import NO_FAULT, RULES, Diagnosis, Verdict, diagnos
 from leakhunt.core.diagnosis.inside import Inside
 from leakhunt.core.runtime import Collection, Runtime
 from leakhunt.core.samples import AgentSample, Sample, ServerSocket
+from leakhunt.core.tuning import OTHER
 
 BLOCKS = 200_000
 
@@ -679,6 +680,27 @@ def test_lines_are_those_of_the_servers_framework(library: str, frameworks: set[
     """Whose library is known gets its own lines, and those for any; Node only its own."""
     assert set(fixes.relevant(fixes.REGISTRY, library)) == frameworks
     assert set(fixes.relevant(fixes.HEARTBEAT, "node")) == {"ws (Node)"}
+    assert fixes.relevant(fixes.READ, "node") == fixes.relevant(fixes.HEARTBEAT, OTHER) == {}
+
+
+@pytest.mark.parametrize("library", ["node", OTHER, "websockets", ""])
+def test_a_program_that_is_not_python_is_told_nothing_of_python(library: str) -> None:
+    """No `leakhunt run`, no gc: neither as a line to paste nor as what to do next."""
+    quiet = {"last_data_recv_s": 600.0, "last_data_sent_s": 600.0, "last_ack_recv_s": 600.0}
+    blind = {"last_data_recv_s": None, "last_data_sent_s": None, "last_ack_recv_s": None}
+    told = ""
+    for seen in (
+        series(sockets=lambda at: [frozen(n, at) for n in range(5)]),
+        series(sockets=lambda at: [client(n, at, **quiet) for n in range(5)]),
+        series(sockets=lambda at: [client(n, at, **blind) for n in range(5)]),
+        series(rss=lambda at: BASE + at * MB),
+    ):
+        told += json.dumps(diagnose(seen, library=library).as_dict())
+    is_python = library not in ("node", OTHER)
+    for words in ("leakhunt run", "mount the agent", "gc.", "asyncio", "leakhunt.asgi"):
+        assert (words in told) <= is_python, words
+    assert ("leakhunt run" in told) is is_python
+    assert ("ws.terminate()" in told) is (library in ("node", ""))
 
 
 # --- properties ---------------------------------------------------------------------------------

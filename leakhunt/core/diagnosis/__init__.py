@@ -248,15 +248,18 @@ def _healthy(facts: Facts) -> Finding:
     clients = facts.clients
     unclocked = clients.total - clients.clocked + (facts.last.unix_connections or 0)
     if unclocked and not facts.agents:
+        how, agent = "an agent asks them: `leakhunt run`", "mount the agent, or "
+        if not facts.may_be_python:
+            how, agent = "a ping is not answered", ""
         return Finding(
             verdict=Verdict.UNKNOWN,
             confidence=0.3,
             summary=f"of {unclocked} clients the kernel tells no ages, so "
             "dead ones cannot be told from live ones",
             evidence=(facts.of_clients("clients_without_clock", unclocked, "sockets"),),
-            alternatives=(Alternative(Verdict.ZOMBIES, "an agent asks them: `leakhunt run`"),
+            alternatives=(Alternative(Verdict.ZOMBIES, how),
                           Alternative(Verdict.HEALTHY, "the same")),
-            next="mount the agent, or watch where the kernel answers by netlink (TCP on Linux)",
+            next=agent + "watch where the kernel answers by netlink (TCP on Linux)",
         )  # fmt: skip
     found = facts.correlation
     each = found.bytes_per_connection if (found.r2 or 0.0) >= FOLLOWS else None

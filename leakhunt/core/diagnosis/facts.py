@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from leakhunt.core.diagnosis.clients import Clients, sort_clients
+from leakhunt.core.diagnosis.fixes import NOT_PYTHON
 from leakhunt.core.diagnosis.growth import Growth, Point, correlate, growth
 from leakhunt.core.diagnosis.inside import Inside, distinct
 from leakhunt.core.diagnosis.types import Correlation, Evidence, Finding, Verdict
@@ -59,7 +60,8 @@ class Facts:
     """How long a dead client may stay."""
     count: int
     library: str = ""
-    """The server's library, a row of :data:`leakhunt.core.tuning.DEFLATE`; empty: not known."""
+    """The server's library, a row of :data:`leakhunt.core.tuning.DEFLATE`, ``node`` or ``other``;
+    empty: not known."""
     collected: Sample | None = None
     """The sample after the full collection that was asked for at the end. It is not in
     ``series``: what it shows, the stop included, was done by us."""
@@ -101,6 +103,11 @@ class Facts:
         if self.last.agent is None:
             return []
         return [(self.at(one), one.agent) for one in self.series if one.agent is not None]
+
+    @property
+    def may_be_python(self) -> bool:
+        """Whether our agent could be in it: it is not known to be another language's."""
+        return self.library not in NOT_PYTHON
 
     @cached_property
     def inside(self) -> Inside:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from leakhunt.core.tuning import OTHER
+
 FRAMEWORKS: Final = {
     "websockets": ("websockets",),
     "uvicorn": ("uvicorn", "asgi", "socketio", "channels", "channels_redis"),
@@ -15,18 +17,23 @@ FRAMEWORKS: Final = {
     "aiohttp": ("aiohttp", "socketio"),
     "tornado": ("tornado",),
     "sanic": ("sanic", "socketio"),
-    "node": ("ws (Node)",),
 }
 """What a server's library (:func:`leakhunt.core.tuning.library`) may run."""
 
+NOT_PYTHON: Final[Mapping[str, tuple[str, ...]]] = {"node": ("ws (Node)",), OTHER: ()}
+"""The same where lines for ``any``, which are Python, are of no use."""
+
 
 def relevant(fix: Mapping[str, str], library: str) -> dict[str, str]:
-    """The lines for that library's frameworks and for any; all, when it is not known."""
-    own = FRAMEWORKS.get(library)
-    if own is None:
+    """The lines for that library's frameworks and for any; all, when it is not known.
+
+    Empty for a program that is not Python's and for which there are none.
+    """
+    if library in NOT_PYTHON:
+        return {name: lines for name, lines in fix.items() if name in NOT_PYTHON[library]}
+    if library not in FRAMEWORKS:
         return dict(fix)
-    if library != "node":  # what is for any is Python
-        own = ("any", "leakhunt", *own)
+    own = ("any", "leakhunt", *FRAMEWORKS[library])
     return {name: lines for name, lines in fix.items() if name in own} or dict(fix)
 
 

@@ -225,6 +225,12 @@ def unexplained_growth(facts: Facts) -> Finding | None:
 
 def _causes(facts: Facts) -> Iterator[Alternative]:
     """What may grow, without what the interpreter has already answered."""
+    if not facts.may_be_python:
+        yield Alternative(
+            Verdict.HEAP_GROWTH, "two heap profiles, some minutes apart, show what becomes more"
+        )
+        yield Alternative(Verdict.SLOW_CLIENTS, "what it has queued for its clients grows")
+        return
     inside = facts.inside
     yield Alternative(
         Verdict.HEAP_GROWTH,
@@ -255,6 +261,8 @@ def _causes(facts: Facts) -> Iterator[Alternative]:
 
 def _look_inside(facts: Facts) -> str:
     """What would decide, by what has been asked already."""
+    if not facts.may_be_python:
+        return "what grows is seen from inside only: take heap profiles with its language's tools"
     if not facts.agents:
         return (
             "what grows is seen from inside only: restart the server by `leakhunt run --observe "

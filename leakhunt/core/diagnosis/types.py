@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from leakhunt.core.diagnosis.fixes import relevant
 from leakhunt.core.runtime import Collection
 
 
@@ -107,7 +108,8 @@ class Diagnosis:
     agent: bool
     """Whether an agent answered in the last sample."""
     library: str = ""
-    """The server's library, where it is known."""
+    """The server's library, where it is known: a key of :data:`leakhunt.core.tuning.DEFLATE`,
+    ``node`` or ``other``."""
     collection: Collection | None = None
     """The full collection that was asked for at the end."""
     missing: tuple[str, ...] = ()
@@ -132,7 +134,8 @@ class Diagnosis:
             "agent": self.agent,
             "library": self.library or None,
             "findings": [
-                {**asdict(finding), "fix": dict(finding.fix)} for finding in self.findings
+                {**asdict(finding), "fix": relevant(finding.fix, self.library)}
+                for finding in self.findings
             ],
             "correlation": None if self.correlation is None else asdict(self.correlation),
             "collection": None if self.collection is None else asdict(self.collection),
