@@ -112,7 +112,7 @@ def diagnosing(
             series, library = recording.series, recording.library
             if not series:
                 raise RecordingError(f"the recording {what} holds no sample")
-            say(f"reading {len(series):,} samples of {what}")
+            say(f"reading {len(series):,} sample{'s' * (len(series) != 1)} of {what}")
         else:
             from leakhunt.collect.servers import open_sampler
 

@@ -4,7 +4,7 @@ A command's module is imported when that command runs, so that ``leakhunt --help
 ``leakhunt conns`` do not wait for what only ``leakhunt prove`` needs.
 
 Exit codes of all commands: 0 fine, 1 a leak was found or disproven, 2 it could not be done,
-130 interrupted.
+130 interrupted, 141 the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -157,6 +157,8 @@ def run(args: Sequence[str]) -> int:
     except BrokenPipeError:
         return _quiet_end_of_output()
     except SystemExit as exit_:
+        if isinstance(exit_.__context__, BrokenPipeError):  # click makes it a 1, our "leak"
+            return _quiet_end_of_output()
         code = exit_.code
         return code if isinstance(code, int) else (0 if code is None else 2)
     return result if isinstance(result, int) else 0

@@ -102,7 +102,7 @@ def watch(
 
             recording = stack.enter_context(Recording(replay))
             series, library = recording.series, recording.library
-            title = f"{replay}: {len(series):,} samples"
+            title = f"{replay}: {len(series):,} sample{'s' * (len(series) != 1)}"
             samples = partial(_replayed, series, interval if screen else 0.0)
         else:
             server = Server(pid, port, name)

@@ -109,6 +109,8 @@ def _server(handle: ProcessHandle, proc: Path, root: Path) -> Reading:
     program = read_program(handle.pid, proc)
     if serving[0] is not handle:
         program = _with_worker(program, serving[0].pid, proc)
+    # Before the agents are asked: each of our connections to them is a descriptor of theirs.
+    files = tuple(_open_files(handle, serving, by_process, proc))
     agents, missing = _agents(handle.pid)
     reading = Reading(
         pid=handle.pid,
@@ -116,7 +118,7 @@ def _server(handle: ProcessHandle, proc: Path, root: Path) -> Reading:
         connections=len(held) + len(unix),
         local_clients=sum(_is_local(one) for one in held),
         keepalive_sockets=sum(one.timer == "keepalive" for one in held) if witness else None,
-        files=tuple(_open_files(handle, serving, by_process, proc)),
+        files=files,
         listeners=tuple(
             Listener(
                 address=_address(one), backlog=one.send_queue_bytes, waiting=one.recv_queue_bytes

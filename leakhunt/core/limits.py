@@ -278,7 +278,8 @@ def machine_memory(reading: Reading, wanted: int) -> Iterator[Line]:
         wanted,
         available,
         f"{size(available)} available of {size(total)}",
-        "more memory, or less per connection (see compression)",
+        "more memory, or less per connection"
+        + " (see compression)" * any(True for _ in tuning.compression(reading, wanted)),
         {"available_bytes": available, "total_bytes": total},
     )
 

@@ -56,9 +56,8 @@ class Summariser:
             decoded for this where they can be counted without.
         """
         if sample.pid != self._pid:
-            # Another process: nothing of the old one was closed by it, or evicted.
-            self._before, self._evictions = (None if self._pid is None else {}), None
-            self._pid = sample.pid
+            # Another process: its agent counts anew. The old one's connections ended with it.
+            self._pid, self._evictions = sample.pid, None
         evicted = self._evicted(sample)
         believed = None if sample.agent is None else sample.agent.believed
         if not sample.sockets_known:

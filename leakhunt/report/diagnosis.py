@@ -51,7 +51,8 @@ def diagnosis_report(found: Diagnosis) -> RenderableType:
         parts.append(Text("The full collection", style="bold"))
         parts.append(Padding(_collection(found.collection), INDENT, expand=False))
         parts.append(Text(""))
-    watched = f"{human_count(found.samples)} samples over {human_seconds(found.watched_s)}"
+    count = f"{human_count(found.samples)} sample{'s' * (found.samples != 1)}"
+    watched = f"{count} over {human_seconds(found.watched_s)}"
     if not found.agent:
         watched += "; no agent answered, so this is the view from outside"
     parts.append(Text(watched, style="dim"))
@@ -137,7 +138,8 @@ def quantity(one: Evidence) -> str:
         return human_seconds(one.value)
     if one.unit == "1":
         return f"{one.value:.2f}"
-    return f"{human_count(one.value)} {one.unit}"
+    unit = one.unit.removesuffix("s") if one.value == 1 and not per else one.unit
+    return f"{human_count(one.value)} {unit}"
 
 
 def _correlation(found: Correlation) -> RenderableType:

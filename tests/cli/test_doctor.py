@@ -10,7 +10,8 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,37 @@ def test_a_limit_is_found_by_how_many_are_wanted(server, capsys):
     assert (limiting["data"]["soft"], limiting["data"]["hard"]) == (64, 256)
     assert limiting["connections"] == 64 - limiting["data"]["used"]
     assert f"prlimit --pid {server.pid}" in limiting["change"]
+
+
+def test_our_own_connection_to_the_agent_is_not_counted(capsys, tmp_path, monkeypatch):
+    """What the process has open is what it has when nobody asks its agent."""
+    monkeypatch.setenv("LEAKHUNT_DIR", str(tmp_path))
+    command = [sys.executable, str(ROOT / "fixtures/servers/serve.py"), "websockets"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("ready ")
+            assert main(["status", str(process.pid)]) == 0  # the agent is there
+            capsys.readouterr()
+            files = Path(f"/proc/{process.pid}/fd")
+            time.sleep(0.3)  # the question of before has left
+            before = len(list(files.iterdir()))
+            for _ in range(5):
+                _, content = doctor(capsys, process.pid)
+                lines = {one["name"]: one for one in content["lines"]}
+                assert lines["own-keepalive"]["data"]["mode"] == "enforce"
+                assert lines["open-files"]["data"]["used"] == before
+                wait_until(lambda: len(list(files.iterdir())) == before)
+        finally:
+            process.kill()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Within 10 s."""
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_advice_works_without_a_restart(server, capsys):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from leakhunt.__main__ import main
 from leakhunt._version import __version__
 from leakhunt.cli import main as frame
+from leakhunt.collect.recording import Recorder
+from leakhunt.core.samples import Sample
 from leakhunt.errors import LeakhuntError, ScenarioError
 
 Serve = Callable[..., "subprocess.Popen[str]"]
@@ -201,7 +204,26 @@ def test_a_reader_that_leaves_is_no_error(serve: Serve, options: list[str]) -> N
     assert command.stderr is not None
     with command.stderr:
         assert command.stderr.read() == ""
-    assert command.wait(20) in (1, 128 + signal.SIGPIPE)
+    assert command.wait(20) == 128 + signal.SIGPIPE
+
+
+def test_a_reader_that_leaves_on_the_way_is_no_leak(tmp_path: Path) -> None:
+    """`leakhunt watch --replay FILE | head -1` ends as SIGPIPE would end it, not with 1."""
+    path = tmp_path / "long.leakhunt"
+    with Recorder(path) as recorder:
+        for second in range(2000):
+            recorder.add(Sample(at=float(second), wall=1e9 + second, rss_bytes=1_000_000))
+    command = subprocess.Popen(
+        [sys.executable, "-m", "leakhunt", "watch", "--replay", str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert command.stdout is not None
+    assert command.stdout.readline().startswith("{")
+    command.stdout.close()
+    assert command.stderr is not None
+    with command.stderr:
+        assert command.stderr.read() == ""
+    assert command.wait(20) == 128 + signal.SIGPIPE
 
 
 def test_python_m_leakhunt_is_the_command() -> None:

@@ -159,12 +159,17 @@ def test_a_restart_is_followed():
         first, port = stack.enter_context(served("--bare"))
         watcher = stack.enter_context(watching(first.pid, "--interval", "50ms", "--follow"))
         assert next_line(watcher)["pid"] == first.pid
+        stack.enter_context(socket.create_connection(("localhost", port)))
+        while (line := next_line(watcher))["connections"]["sockets"] != 1:
+            pass
         first.kill()
         first.wait()
         second, _ = stack.enter_context(served("--bare", "--port", str(port)))
+        closed = line["closed"]
         while (line := next_line(watcher))["pid"] == first.pid:
-            pass
+            closed += line["closed"]
         assert line["pid"] == second.pid
+        assert closed + line["closed"] == 1  # it ended with its process
         watcher.terminate()
         _, err = watcher.communicate()
         assert watcher.returncode == 0

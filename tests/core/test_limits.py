@@ -152,6 +152,14 @@ def test_memory_in_connections():
     assert line(unlimited, "cgroup-memory", 10**9).status is Status.ok
 
 
+def test_compression_is_referred_to_where_it_has_a_line():
+    """Without a server, or with one that we do not know, there is no such line."""
+    assert line(SERVER, "machine-memory").change.endswith("(see compression)")
+    for reading in (replace(SERVER, pid=None), replace(SERVER, loaded=frozenset())):
+        assert "compression" not in {one.name for one in check(reading, 10)}
+        assert line(reading, "machine-memory").change.endswith("less per connection")
+
+
 def test_overcommit_bounds_in_mode_2_only():
     """Strict accounting allows what is not promised yet."""
     assert line(SERVER, "overcommit", 10**9).status is Status.ok

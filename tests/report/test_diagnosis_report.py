@@ -38,7 +38,7 @@ def test_the_verdict_comes_first_with_its_evidence() -> None:
     places = [
         text.index(words)
         for words in (
-            "dead clients", "1 sockets", "longest silence", "1m 9s", "waiting for the dead",
+            "dead clients", "1 socket ", "longest silence", "1m 9s", "waiting for the dead",
             "3.0 MB", "It could also be", "stuck-teardown, if", "Next: ", "Fix:",
             "leakhunt run --evict-after", "Memory against connections", "20 samples over 19 s",
             "no agent answered",
@@ -52,6 +52,8 @@ def test_what_lacked_is_said() -> None:
     text = text_of([sample(0.0, missing=("sockets of \x1b[2J: denied",))])
     assert text.startswith("UNKNOWN: too little was seen")
     assert "not decided: zombies, " in text
+    assert "1 sample over 0" in text
+    assert "1 samples" not in text
     assert "need 4 samples (there are 1)" in " ".join(text.split())
     assert "not read: sockets of \\x1b[2J: denied" in text
 
