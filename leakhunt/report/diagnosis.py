@@ -113,11 +113,12 @@ def _finding(finding: Finding, library: str) -> list[RenderableType]:
         parts.append(Text(""))
     if finding.next:
         parts += [Text(printable(f"  Next: {finding.next}")), Text("")]
-    for framework, code in fixes.relevant(finding.fix, library).items():
+    fix = fixes.relevant(finding.fix, library)
+    for framework, code in fix.items():
         title = "Fix" if framework == "any" else f"Fix, {framework}"
         lines = [Text(f"  {title}:"), *(Text(f"      {line}") for line in code.splitlines())]
         parts += lines
-    if finding.fix:
+    if fix:
         parts.append(Text(""))
     return parts
 
