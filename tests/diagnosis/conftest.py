@@ -9,13 +9,13 @@ from leftovers import assert_nothing_left, snapshot
 
 from fixtures.cases import CASES, Outcome, problem, run
 
-Outcomes = dict[tuple[str, str], Outcome]
+Diagnoses = dict[tuple[str, str], Outcome]
 
 _AGAIN = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
-def outcomes(request: pytest.FixtureRequest) -> Outcomes:
+def diagnoses(request: pytest.FixtureRequest) -> Diagnoses:
     """The diagnoses that the chosen tests ask for; nothing of the servers is left afterwards.
 
     On a machine that is so busy that a server does not run for seconds, that is what is found. So
@@ -24,7 +24,7 @@ def outcomes(request: pytest.FixtureRequest) -> Outcomes:
     asked = {
         item.callspec.params["case"]
         for item in request.session.items
-        if isinstance(item, pytest.Function) and "outcomes" in item.fixturenames
+        if isinstance(item, pytest.Function) and "diagnoses" in item.fixturenames
     }
     before = snapshot()
     cases = [case for case in CASES.values() if case.name in asked and not problem(case)]

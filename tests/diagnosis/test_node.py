@@ -32,10 +32,10 @@ pytestmark = [
 @pytest.mark.parametrize("case", [NODE.name])
 @pytest.mark.parametrize(("program", "true"), NODE.servers, ids=[one for one, _ in NODE.servers])
 def test_node_has_its_verdict(
-    outcomes: Mapping[tuple[str, str], Outcome], case: str, program: str, true: str
+    diagnoses: Mapping[tuple[str, str], Outcome], case: str, program: str, true: str
 ) -> None:
     """Without its heartbeat it keeps the frozen: zombies. With it: healthy."""
-    one = outcomes[case, program]
+    one = diagnoses[case, program]
     assert one.verdict == true, (one.found, one.said)
     assert one.code == (true not in NO_FAULT)
     if true == "zombies":

@@ -20,10 +20,10 @@ CELLS = [(case.name, program, true) for case in PAIRS for program, true in case.
     ("case", "program", "true"), CELLS, ids=[f"{case}-{program}" for case, program, _ in CELLS]
 )
 def test_a_live_server_has_its_verdict(
-    outcomes: Mapping[tuple[str, str], Outcome], case: str, program: str, true: str
+    diagnoses: Mapping[tuple[str, str], Outcome], case: str, program: str, true: str
 ) -> None:
     """The verdict is what is true of the server, and the exit code says whether it is a fault."""
-    one = outcomes[case, program]
+    one = diagnoses[case, program]
     assert one.verdict == true, (one.found, one.said)
     assert one.code == (true not in NO_FAULT)
 
@@ -38,11 +38,11 @@ def test_every_verdict_has_a_server() -> None:
 
 @pytest.mark.parametrize("case", [case.name for case in FALSE_ALARMS])
 def test_what_only_looks_like_a_leak_is_no_fault(
-    outcomes: Mapping[tuple[str, str], Outcome], case: str
+    diagnoses: Mapping[tuple[str, str], Outcome], case: str
 ) -> None:
     """Warm-up, waves, a nightly drop, slow clients that drain, churn: nothing to repair."""
     [(program, _)] = CASES[case].servers
-    one = outcomes[case, program]
+    one = diagnoses[case, program]
     assert one.code == 0, (one.found, one.said)
     assert one.verdict in NO_FAULT
 

@@ -71,7 +71,7 @@ def all_outcomes(
     asked = {
         item.callspec.params["outcomes"].id: item.callspec.params["outcomes"]
         for item in request.session.items
-        if "outcomes" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec")
+        if "outcomes" in getattr(getattr(item, "callspec", None), "params", ())
     }
     directory = tmp_path_factory.mktemp("contract")
     certificate = make_certificate(directory)
