@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from leakhunt.agent.cgroup import memory_limit
 from leakhunt.agent.endpoint_files import pid_of_file
 from leakhunt.collect.agent import AgentClient, ask_all
-from leakhunt.collect.cgroup import memory_limit
 from leakhunt.collect.namespaces import namespaces_of
 from leakhunt.collect.packages import Program, read_program
 from leakhunt.collect.process import ProcessHandle, may_not_look

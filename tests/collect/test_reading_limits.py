@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from leakhunt.collect.cgroup import memory_limit
+from leakhunt.agent.cgroup import memory_limit
 from leakhunt.collect.limits import read_limits
 from leakhunt.collect.packages import parse_command, read_program
 from leakhunt.collect.sysctl import read_files
