@@ -14,6 +14,7 @@
     ├── AgentProtocolError     what answered does not speak our protocol
     ├── StoreUnreachable       a shared store (Redis) cannot be read
     ├── RunError               the command of `leakhunt run` cannot be started
+    ├── SnapshotError          the heap of a process could not be captured
     ├── RecordingError         a file is no recording, or cannot be read or written as one
     ├── ScenarioError          a scenario or its options make no sense
     └── NotTestable            the machine lacks what a check needs
@@ -121,6 +122,10 @@ class StoreUnreachable(LeakhuntError):
 
 class RunError(LeakhuntError):
     """The command that ``leakhunt run`` was given cannot be started."""
+
+
+class SnapshotError(LeakhuntError):
+    """The heap of a process could not be captured, or the file not be written."""
 
 
 class RecordingError(LeakhuntError):

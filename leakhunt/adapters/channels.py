@@ -37,6 +37,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from leakhunt.agent.connection import _CURRENT, Connection
+from leakhunt.agent.forking import is_capture
 
 if TYPE_CHECKING:
     from leakhunt.agent.agent import Agent
@@ -227,6 +228,8 @@ def _groups_of(agent: Agent) -> Groups:
 
 
 def _after_fork_in_child() -> None:
+    if is_capture():
+        return
     for groups in list(_groups.values()):
         groups.forget()
     for followed in list(_layers):

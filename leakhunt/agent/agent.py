@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self
 
-from leakhunt.agent import closed, description, endpoint
+from leakhunt.agent import closed, description, endpoint, forking
 from leakhunt.agent.connection import Connection, connection_behind
 from leakhunt.agent.eviction import Evictions, OnEvict
 from leakhunt.agent.guard import Delivery, Guard
@@ -410,6 +410,10 @@ class Agent:
         """What is left of closed connections; ``None``: they are not watched (any thread)."""
         return None if self._closed is None else self._closed.count(self.clock())
 
+    def list_closed(self) -> list[dict[str, object]]:
+        """Objects of closed connections that still exist, for a heap capture (any thread)."""
+        return [] if self._closed is None else self._closed.describe(self.clock())
+
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop that it works on now (any thread)."""
@@ -446,6 +450,8 @@ def living_agents() -> list[Agent]:
 
 
 def _after_fork_in_child() -> None:
+    if forking.is_capture():
+        return
     for agent in list(_agents):
         agent._after_fork_in_child()
 

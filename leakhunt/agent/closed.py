@@ -37,8 +37,9 @@ class Counts(NamedTuple):
 
 
 class _Record(weakref.ref[Any]):
-    __slots__ = ("closed_at", "collections", "number", "type_name")
+    __slots__ = ("address", "closed_at", "collections", "number", "type_name")
 
+    address: int
     number: int
     closed_at: float
     collections: int
@@ -66,6 +67,7 @@ class ClosedObjects:
             TypeError: it cannot be referred to weakly.
         """
         record = _Record(obj, self._gone)
+        record.address = id(obj)
         record.number = number
         record.closed_at = now
         record.collections = full_collections()
@@ -86,6 +88,20 @@ class ClosedObjects:
                 if collections > record.collections:
                     types[record.type_name] += 1
         return Counts(alive, types.total(), dict(types), self._unwatched)
+
+    def describe(self, now: float) -> list[dict[str, object]]:
+        """One record for each of them, with the address of the object. Touches none of them."""
+        collections = full_collections()
+        return [
+            {
+                "connection": record.number,
+                "object": record.address,
+                "type": record.type_name,
+                "closed_s": round(now - record.closed_at, 3),
+                "retained": now - record.closed_at > GRACE_S and collections > record.collections,
+            }
+            for record in tuple(self._records.values())
+        ]
 
     def forget(self) -> None:
         """Watch none of them any more: in a forked child they are the parent's."""

@@ -28,6 +28,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from leakhunt.agent import forking
+
 if TYPE_CHECKING:
     from leakhunt.agent.endpoint_server import EndpointServer
     from leakhunt.agent.endpoint_wire import Source
@@ -172,6 +174,8 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     global _lock, _server
+    if forking.is_capture():
+        return
     _lock = threading.RLock()
     server, _server = _server, None
     _sources.clear()

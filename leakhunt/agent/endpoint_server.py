@@ -16,10 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Final
 
 from leakhunt.agent.endpoint_files import SocketFile
-from leakhunt.agent.endpoint_wire import Answerer, error_line
+from leakhunt.agent.endpoint_wire import Answerer, HandOver, error_line
 from leakhunt.agent.quiet import block_signals
 
 logger = logging.getLogger("leakhunt")
@@ -103,6 +104,8 @@ class EndpointServer:
         self._clients: dict[int, Client] = {}
         self._stopping = False
         self._accepting = True
+        self._captures: ModuleType | None = None
+        """What serves clients that want the heap, once one did."""
         try:
             self._selector = selectors.DefaultSelector()
             self._wake_in, self._wake_out = socket.socketpair()
@@ -149,6 +152,8 @@ class EndpointServer:
         for client in self._clients.values():
             client.sock.close()
         self._clients.clear()
+        if self._captures is not None:
+            self._captures.close_descriptors()
         self.file.listener.close()
         for name in ("_wake_in", "_wake_out", "_selector"):
             if (owned := getattr(self, name, None)) is not None:
@@ -182,6 +187,8 @@ class EndpointServer:
             logger.exception("the endpoint of leakhunt has ended")
         finally:
             self._stopping = True
+            if self._captures is not None:
+                self._captures.cancel()
             with self._lock:
                 self.file.unlink()
                 self.close_descriptors()
@@ -239,6 +246,8 @@ class EndpointServer:
         try:
             if not client.busy:
                 self._read(client)
+            if client.sock.fileno() not in self._clients:
+                return  # handed over
             self._write(client)
             if client.eof and not client.busy:
                 self._drop(client)
@@ -273,8 +282,22 @@ class EndpointServer:
         if len(line) > REQUEST_LIMIT:
             self._refuse(client, f"a request is longer than {REQUEST_LIMIT} bytes")
             return
-        client.answer = self._answerer.answer(bytes(line))
+        answer = self._answerer.answer(bytes(line))
+        if isinstance(answer, HandOver):
+            self._hand_over(client, answer)
+            return
+        client.answer = answer
         client.answer_since = time.monotonic()
+
+    def _hand_over(self, client: Client, asked: HandOver) -> None:
+        # Only now: a server whose heap nobody wants does not pay for these imports.
+        from leakhunt.agent import heap_capture
+
+        self._captures = heap_capture
+        with self._lock:
+            del self._clients[client.sock.fileno()]
+            self._selector.unregister(client.sock)
+            heap_capture.take_over(client.sock, asked.request, self._lock)
 
     def _refuse(self, client: Client, why: str) -> None:
         client.input.clear()

@@ -9,6 +9,7 @@
                                   one line per connection
                                   {"v":1,"kind":"end","rows":N}
     -> {"v":1,"op":"collect"}  <- {"v":1,"kind":"collect",...,"collection":{...}}
+    -> {"v":1,"op":"snapshot",...}  what follows is said in leakhunt.agent.heap_capture
     anything else              <- {"v":1,"kind":"error","message":"..."}
 
 An answer is an iterator of lines, made while the reader takes them: ten thousand rows are
@@ -26,7 +27,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from leakhunt._version import __version__
 from leakhunt.agent import runtime
@@ -36,7 +37,7 @@ from leakhunt.core.views import PROTOCOL_VERSION
 
 logger = logging.getLogger("leakhunt")
 
-OPERATIONS: Final = ("hello", "status", "conns", "collect")
+OPERATIONS: Final = ("hello", "status", "conns", "collect", "snapshot")
 
 EXPENSIVE_S: Final = 0.05
 """A status that took longer than this to make is shared by all who ask ..."""
@@ -74,6 +75,12 @@ class BadRequest(Exception):
     """The request cannot be answered; the message goes back to the client."""
 
 
+class HandOver(NamedTuple):
+    """A request for a heap capture: another thread serves the client from now on."""
+
+    request: dict[str, Any]
+
+
 class Answerer:
     """Turns one request line into the lines of its answer.
 
@@ -88,16 +95,19 @@ class Answerer:
         self._described: dict[int, tuple[float, dict[str, object]]] = {}
         self._runtimes: dict[bool, tuple[float, dict[str, object]]] = {}
 
-    def answer(self, request: bytes) -> Iterator[bytes]:
+    def answer(self, request: bytes) -> Iterator[bytes] | HandOver:
         """The answer's lines; an error line for whatever is not a request."""
         try:
-            op, detailed = _operation(request)
+            content = _content(request)
+            op, detailed = _operation(content)
         except BadRequest as error:
             return iter([error_line(str(error))])
         if op == "hello":
             return iter([_line(_header("hello"))])
         if op == "status":
             return self._status(detailed)
+        if op == "snapshot":
+            return HandOver(content)
         if op == "collect":
             return self._collect()
         return self._connections()
@@ -181,14 +191,18 @@ def error_line(message: str) -> bytes:
     return _line({"v": PROTOCOL_VERSION, "kind": "error", "message": message})
 
 
-def _operation(request: bytes) -> tuple[str, bool]:
-    """What is asked for, and whether in detail."""
+def _content(request: bytes) -> dict[str, Any]:
     try:
         content = json.loads(request)
     except (ValueError, RecursionError):
         raise BadRequest("the request is not a JSON object on one line") from None
     if not isinstance(content, dict):
         raise BadRequest("the request is not a JSON object on one line")
+    return content
+
+
+def _operation(content: dict[str, Any]) -> tuple[str, bool]:
+    """What is asked for, and whether in detail."""
     if content.get("v") != PROTOCOL_VERSION:
         raise BadRequest(f"only version {PROTOCOL_VERSION} of the protocol is spoken here")
     op = content.get("op")

@@ -48,6 +48,9 @@ WAIT_S: Final = 120.0
 GRACE_S: Final = 5
 """Seconds after its alarm that a child is given before it is killed."""
 
+CANCEL_S: Final = 1.5
+"""Longest wait for the end of a capture that is cancelled."""
+
 MOST_S: Final = 3600
 
 POLL_S: Final = 0.05
@@ -112,8 +115,9 @@ def take_over(
 def cancel() -> None:
     """End the capture that is under way, if one is: its child is killed. Any thread."""
     capture = _current
-    if capture is not None:
+    if capture is not None and capture.is_alive():
         capture.cancel()
+        capture.join(CANCEL_S)
 
 
 def close_descriptors() -> None:
@@ -192,6 +196,11 @@ class Capture(threading.Thread):
     def _serve(self, request: Request) -> None:
         in_process = request.how == "in-process"
         _check_interpreter(in_process)
+        if not in_process and not all(agent.settings.fork for agent in living_agents()):
+            raise Refused(
+                "its agent is set not to fork this process (fork=False)",
+                "--in-process reads the heap in the server, which gets slow meanwhile",
+            )
         cost = self._cost(in_process=in_process)
         if cost.problem and not request.force:
             raise Refused(
@@ -327,7 +336,7 @@ def _check_interpreter(in_process: bool) -> None:
     if not in_process and not hasattr(os, "fork"):
         raise Refused(
             "this system has no fork",
-            "--in-process reads the heap in the server",
+            "--in-process reads the heap in the server, which gets slow meanwhile",
         )
 
 

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, Final
 
 from leakhunt._version import __version__
+from leakhunt.agent import runtime
 from leakhunt.agent.agent import Agent
 from leakhunt.agent.heap_memory import rss_bytes, uss_bytes
 from leakhunt.agent.heap_walk import OWN_DIRECTORY, locals_of
@@ -53,6 +54,7 @@ def gather(agents: Sequence[Agent], *, keys: bool, how: str) -> dict[str, Any]:
         "keys": keys,
         "rss_bytes": rss_bytes(),
         "uss_bytes": uss_bytes(),
+        "runtime": _runtime(agents),
         "threads": threading.active_count(),
         "allocated_blocks": sys.getallocatedblocks(),
         "agents": [_described(agent) for agent in agents],
@@ -66,7 +68,12 @@ def gather(agents: Sequence[Agent], *, keys: bool, how: str) -> dict[str, Any]:
         },
     }
     # Last: what runs should be as it is when the process forks.
-    return {"meta": meta, "connections": connections, "closed": [], "frames": frames()}
+    return {
+        "meta": meta,
+        "connections": connections,
+        "closed": [{"agent": agent.name, **row} for agent in agents for row in agent.list_closed()],
+        "frames": frames(),
+    }
 
 
 def _described(agent: Agent) -> dict[str, Any]:
@@ -75,6 +82,12 @@ def _described(agent: Agent) -> dict[str, Any]:
     except Exception as error:
         logger.debug("agent %r could not be described", agent.name, exc_info=True)
         return {"name": agent.name, "error": f"{type(error).__name__}: {error}"}
+
+
+def _runtime(agents: Sequence[Agent]) -> dict[str, Any]:
+    loops = {id(loop): loop for agent in agents if (loop := agent.loop) is not None}
+    counts = [one for agent in agents if (one := agent.count_closed()) is not None]
+    return runtime.read(loops.values(), True, counts)
 
 
 def _connections(agent: Agent, *, keys: bool) -> Iterator[dict[str, Any]]:

@@ -70,6 +70,9 @@ class Settings:
     """Whether the framework's objects of closed connections are counted while they still exist,
     for one weak reference each."""
 
+    fork: bool = True
+    """Whether ``leakhunt snapshot`` may fork this process to read its heap."""
+
     def __post_init__(self) -> None:
         _in_range("evict_after", self.evict_after, _SHORTEST, _LONGEST, "seconds")
         if self.mode not in ("enforce", "observe"):
@@ -103,7 +106,7 @@ class Settings:
             _whole("budget_bytes", self.budget_bytes, 1, _MOST_BYTES)
         _whole("overflow_code", self.overflow_code, 1000, 4999)
         _in_range("breaker_share", self.breaker_share, 0.0, 1.0, "")
-        for name in ("endpoint", "watch_closed"):
+        for name in ("endpoint", "watch_closed", "fork"):
             if not isinstance(getattr(self, name), bool):
                 raise SettingsError(name, getattr(self, name), "True or False")
 

@@ -42,6 +42,9 @@ COMMANDS: Final = {
     "diagnose": Command(
         "leakhunt.cli.diagnose", "diagnosing", "Look at a server for a while, say what is wrong."
     ),
+    "snapshot": Command(
+        "leakhunt.cli.snapshot", "snapshot", "Write the heap of a running server to a file."
+    ),
     "doctor": Command(
         "leakhunt.cli.doctor", "doctor", "Show what limits a server, and how to change it."
     ),

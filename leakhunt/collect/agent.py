@@ -112,6 +112,20 @@ class AgentClient:
         except msgspec.ValidationError as error:
             raise self._not_ours(f"its collection is malformed: {error}") from None
 
+    def ask_snapshot(self, *, how: str, keys: bool, force: bool, timeout_s: int) -> dict[str, Any]:
+        """Ask for a heap capture (see :mod:`leakhunt.agent.heap_capture`): what it will cost.
+
+        From then on the connection speaks of nothing else: :meth:`take_socket`.
+        """
+        self.close()
+        return self._ask("snapshot", how=how, keys=keys, force=force, timeout_s=timeout_s)
+
+    def take_socket(self) -> socket.socket:
+        """The socket of the connection, which is the caller's from now on."""
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        return sock
+
     def _rows(self) -> Iterator[dict[str, Any]]:
         count = 0
         while True:
@@ -169,7 +183,11 @@ class AgentClient:
             older = message.startswith("op is none of")
             raise AgentProtocolError(
                 f"process {self.pid} answered: {message}",
-                hint="the agent in that process is older: upgrade it" if older else "",
+                hint=(
+                    "the agent in that process is older: upgrade it"
+                    if older
+                    else str(header.get("hint", ""))
+                ),
             )
         if kind != op:
             raise self._not_ours(f"it answered {kind!r} to {op!r}")

@@ -45,6 +45,7 @@ from leakhunt.agent.settings import Settings
         ("breaker_share", 1.1, "a number from 0 to 1"),
         ("endpoint", 1, "True or False"),
         ("watch_closed", None, "True or False"),
+        ("fork", "no", "True or False"),
     ],
 )
 def test_a_bad_value_names_itself_and_its_range(name: str, value: Any, wanted: str) -> None:

@@ -1,0 +1,195 @@
+"""Has the agent in another process capture its heap into a file of ours."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from leakhunt.collect.agent import AgentClient
+from leakhunt.collect.agent_socket import agent_sockets, process_state
+from leakhunt.collect.heap_file import RawFile, raw_file, write_file
+from leakhunt.errors import NoAgent, ProcessGone, SnapshotError
+
+GATHER_S: Final = 60.0
+"""Longest time in which the agent has to say that it has begun."""
+
+GRACE_S: Final = 15.0
+"""How much longer than the time limit the end is waited for."""
+
+LOOK_S: Final = 0.2
+"""How often the growing file is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a capture would cost, as the agent says it before anything is done. Bytes."""
+
+    rss_bytes: int
+    needed_bytes: int
+    available_bytes: int | None
+    cgroup_room_bytes: int | None
+    blocks: int
+    """Python's allocated blocks: somewhat more than there are objects."""
+
+
+class Progress(NamedTuple):
+    """How far a capture is."""
+
+    phase: str
+    """``preparing``, ``walking`` or ``compressing``."""
+    objects: int
+    size_bytes: int
+    """Of the raw file."""
+
+
+class Captured(NamedTuple):
+    """A capture that has come to its end."""
+
+    file: Path
+    pause_s: float
+    """For how long the server stood still; of a capture in process the whole."""
+    walk_s: float
+    objects: int
+    edges: int
+    bytes: int
+    """Size of the file."""
+    problems: tuple[str, ...]
+    """What the capture lacks."""
+
+
+def snapshot(
+    pid: int,
+    target: Path,
+    *,
+    how: str = "fork",
+    keys: bool = False,
+    force: bool = False,
+    timeout_s: int = 600,
+    accept: Callable[[Offer], bool] = lambda offer: True,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Captured | None:
+    """Capture the heap of ``pid`` into ``target``; ``None``: it was not accepted.
+
+    Whatever ends this early ends the capture, too, and leaves no file.
+
+    Raises:
+        SnapshotError: it could not be done; the message says why.
+        LeakhuntError: what :class:`AgentClient` raises.
+    """
+    with raw_file(target) as raw, AgentClient(pid) as client:
+        header = _asked(client, how=how, keys=keys, force=force, timeout_s=timeout_s)
+        try:
+            offer = msgspec.convert(header, Offer)
+        except msgspec.ValidationError as error:
+            raise SnapshotError(f"process {pid} answered something else: {error}") from None
+        if not accept(offer):
+            return None
+        with client.take_socket() as sock:
+            ended = _Conversation(pid, sock, raw, progress, timeout_s).run()
+        raw.look()
+        progress(Progress("compressing", raw.objects, raw.size))
+        measured = {"pause_s": ended.get("pause_s")}
+        meta = write_file(raw, target, measured)
+    return Captured(
+        target, float(meta["pause_s"] or 0.0), float(meta["walk_s"]), int(meta["objects"]),
+        int(meta["edges"]), target.stat().st_size, tuple(meta.get("problems", ())),
+    )  # fmt: skip
+
+
+def _asked(
+    client: AgentClient, *, how: str, keys: bool, force: bool, timeout_s: int
+) -> dict[str, Any]:
+    try:
+        return client.ask_snapshot(how=how, keys=keys, force=force, timeout_s=timeout_s)
+    except NoAgent as error:
+        workers = [pid for pid in _children(client.pid) if agent_sockets(pid)]
+        if workers:
+            error.hint = "its workers have agents: " + ", ".join(
+                f"leakhunt snapshot {pid}" for pid in workers
+            )
+        raise
+
+
+def _children(pid: int) -> list[int]:
+    import psutil
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+class _Conversation:
+    """What is said from the descriptor's hand-over on."""
+
+    def __init__(
+        self,
+        pid: int,
+        sock: socket.socket,
+        raw: RawFile,
+        progress: Callable[[Progress], None],
+        timeout_s: int,
+    ) -> None:
+        self._pid = pid
+        self._sock = sock
+        self._raw = raw
+        self._progress = progress
+        self._timeout_s = timeout_s
+        self._input = b""
+
+    def run(self) -> dict[str, Any]:
+        """Hand the descriptor over and wait for the end; gives the last line."""
+        self._sock.setblocking(True)
+        try:
+            socket.send_fds(self._sock, [b"\0"], [self._raw.descriptor])
+        except OSError as error:
+            raise self._broken(f"the connection broke ({error})") from None
+        self._expect("started", "preparing", GATHER_S)
+        ended = self._expect("end", "walking", self._timeout_s + GRACE_S)
+        if problem := ended.get("problem"):
+            raise SnapshotError(f"the heap of process {self._pid} was not captured: {problem}")
+        return ended
+
+    def _expect(self, kind: str, phase: str, patience_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + patience_s
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        while b"\n" not in self._input:
+            self._progress(Progress(phase, self._raw.look(), self._raw.size))
+            if not poll.poll(LOOK_S * 1000):
+                if time.monotonic() > deadline:
+                    raise self._broken(f"nothing was heard for {patience_s:g} s")
+                continue
+            try:
+                data = self._sock.recv(65536)
+            except OSError as error:
+                raise self._broken(f"the connection broke ({error})") from None
+            if not data:
+                raise self._broken("the agent went away")
+            self._input += data
+        line, _, self._input = self._input.partition(b"\n")
+        try:
+            content = json.loads(line)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict) or content.get("kind") not in (kind, "error"):
+            raise self._broken(f"the agent said {line[:60]!r}")
+        if content["kind"] == "error":
+            raise SnapshotError(
+                f"process {self._pid} answered: {content.get('message')}",
+                hint=str(content.get("hint", "")),
+            )
+        return content
+
+    def _broken(self, why: str) -> SnapshotError | ProcessGone:
+        if process_state(self._pid) in (None, "Z", "X"):
+            return ProcessGone(self._pid)
+        return SnapshotError(f"the heap of process {self._pid} was not captured: {why}")
