@@ -19,7 +19,7 @@ NAMES_LIMIT: Final = 200
 """An instance with more attributes than this is used as a mapping: its names may be data."""
 
 NONE: Final = 0
-_PRINTED: Final = (str, bytes, int, float, bool, type(None))
+_PRINTED: Final = frozenset(map(id, (int, float, bool, type(None))))
 
 type_qualname: Final = type.__dict__["__qualname__"].__get__
 """Qualified name of a class, whatever its metaclass does with attributes."""
@@ -100,7 +100,7 @@ def _shown(key: Any) -> str | None:
     kind = type(key)
     if kind is str or kind is bytes:
         return repr(key[:TEXT_LIMIT])[:TEXT_LIMIT]
-    if kind in _PRINTED:
+    if id(kind) in _PRINTED:
         if kind is int and key.bit_length() > 200:
             return None
         return repr(key)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from leakhunt.agent.heap_types import get_module, is_own
 
-_CONTAINERS: Final = (dict, list, set, tuple, frozenset, deque, OrderedDict)
+_CONTAINERS: Final = frozenset(map(id, (dict, list, set, tuple, frozenset, deque, OrderedDict)))
 
 
 def own_containers(agents: Iterable[Any]) -> set[int]:
@@ -28,7 +28,7 @@ def own_containers(agents: Iterable[Any]) -> set[int]:
             if id(one) in own:
                 continue
             kind = type(one)
-            if kind in _CONTAINERS:
+            if id(kind) in _CONTAINERS:
                 if sys.getrefcount(one) - gc.is_tracked(one) > alone:
                     continue
             else:

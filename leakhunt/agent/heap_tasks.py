@@ -14,16 +14,12 @@ from collections import Counter
 from typing import Any, Final
 
 from leakhunt.agent.heap_labels import type_qualname
-from leakhunt.agent.heap_types import Role, descriptor_of, get_mro
+from leakhunt.agent.heap_types import FRAMES, Role, descriptor_of, get_mro
 
 MOST_ROOTS: Final = 2_000_000
 
-_FRAMES: Final = {
-    types.CoroutineType: ("cr_frame", "cr_await", "cr_code"),
-    types.GeneratorType: ("gi_frame", "gi_yieldfrom", "gi_code"),
-    types.AsyncGeneratorType: ("ag_frame", "ag_await", "ag_code"),
-}
 _DEEPEST: Final = 50
+_CALLED: Final = (types.FunctionType, types.MethodType, functools.partial)
 
 _callback_of: Final = asyncio.Handle.__dict__["_callback"].__get__
 _cancelled: Final = asyncio.Handle.__dict__["_cancelled"].__get__
@@ -97,7 +93,7 @@ def _coroutine_of(task: Any) -> Any:
 
 def name_of_coroutine(coroutine: Any) -> str:
     """``module.qualname`` of a coroutine or generator; the type's name of anything else."""
-    attributes = _FRAMES.get(type(coroutine))
+    attributes = FRAMES.get(id(type(coroutine)))
     if attributes is None:
         return "?" if coroutine is None else type_name(coroutine)
     frame, _, code = attributes
@@ -113,18 +109,18 @@ def _waits_for(coroutine: Any) -> tuple[str, str]:
     """The innermost coroutine, and the type of what it awaits."""
     inner, awaited = coroutine, None
     for _ in range(_DEEPEST):
-        attributes = _FRAMES.get(type(inner))
+        attributes = FRAMES.get(id(type(inner)))
         if attributes is None:
             break
         awaited = getattr(inner, attributes[1])
-        if awaited is not None and type(awaited) not in _FRAMES:
+        if awaited is not None and id(type(awaited)) not in FRAMES:
             # `await obj` and `await future` leave an iterator around it.
             inside = gc.get_referents(awaited)
-            if inside and type(inside[0]) in _FRAMES:
+            if inside and id(type(inside[0])) in FRAMES:
                 awaited = inside[0]
             elif inside and type_qualname(type(awaited)) == "FutureIter":
                 return name_of_coroutine(inner), type_name(inside[0])
-        if type(awaited) not in _FRAMES:
+        if id(type(awaited)) not in FRAMES:
             break
         inner = awaited
     return name_of_coroutine(inner), "" if awaited is None else type_name(awaited)
@@ -133,7 +129,7 @@ def _waits_for(coroutine: Any) -> tuple[str, str]:
 def _handle(handle: Any) -> tuple[str, bool]:
     if descriptor_of(type(handle), "_callback") is None:  # another loop's: look what is in it
         for one in gc.get_referents(handle):
-            if type(one) in (types.FunctionType, types.MethodType, functools.partial):
+            if any(type(one) is kind for kind in _CALLED):
                 return callback_name(one), False
         return type_name(handle), False
     try:

@@ -65,14 +65,16 @@ class Role(IntEnum):
     HANDLE = 4
 
 
-_EXACT_ITEMS: Final = (list, tuple, set, frozenset)
-_SIZED: Final = (list, tuple, set, frozenset, dict, str, bytes, bytearray, deque)
+# By address: a class may have a metaclass that hashes and compares in Python.
+_EXACT_ITEMS: Final = frozenset(map(id, (list, tuple, set, frozenset)))
+_SIZED: Final = _EXACT_ITEMS | {*map(id, (dict, str, bytes, bytearray, deque))}
 
-_FRAMES: Final = {
-    types.CoroutineType: ("cr_frame", "cr_await", "cr_code"),
-    types.GeneratorType: ("gi_frame", "gi_yieldfrom", "gi_code"),
-    types.AsyncGeneratorType: ("ag_frame", "ag_await", "ag_code"),
+FRAMES: Final = {
+    id(types.CoroutineType): ("cr_frame", "cr_await", "cr_code"),
+    id(types.GeneratorType): ("gi_frame", "gi_yieldfrom", "gi_code"),
+    id(types.AsyncGeneratorType): ("ag_frame", "ag_await", "ag_code"),
 }
+"""Type with a suspended frame -> its attributes for the frame, what it awaits, its code."""
 
 # Attributes that C types compute: these give what is there, without a side effect.
 _COMPUTED: Final = (
@@ -125,7 +127,7 @@ class TypePlan:
         mro: tuple[type, ...] = get_mro(kind)
         self.is_context = type_qualname(kind).startswith("hamt_")
         self.role = _role(kind, mro, self.name)
-        self.sized = kind in _SIZED
+        self.sized = id(kind) in _SIZED
         self.size: Callable[[Any], int] = _sizer(kind)
         self.default = 0
         self.getters: list[tuple[Getter, int]] = []
@@ -142,13 +144,14 @@ class TypePlan:
     ) -> Kind:
         if not self.is_gc:
             return Kind.LEAF
-        if kind in _EXACT_ITEMS:
-            self.default = labels.member if kind in (set, frozenset) else labels.item
+        if id(kind) in _EXACT_ITEMS:
+            as_set = kind is set or kind is frozenset
+            self.default = labels.member if as_set else labels.item
             return Kind.ITEMS
         if kind is dict:
             return Kind.DICT
-        if kind in _FRAMES:
-            frame, awaits, code = (descriptor_of(kind, name).__get__ for name in _FRAMES[kind])
+        if id(kind) in FRAMES:
+            frame, awaits, code = (descriptor_of(kind, name).__get__ for name in FRAMES[id(kind)])
             self.frame, self.awaits, self.code = frame, awaits, code
             return Kind.FRAME
         if any(base is type for base in mro):

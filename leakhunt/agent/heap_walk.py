@@ -62,7 +62,7 @@ _COLUMNS: Final = {
 """Tag of a column's blocks -> type code of its numbers."""
 
 _IMMORTAL: Final = 0x3FFFFFFF
-_DESCRIPTORS: Final = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_DESCRIPTORS: Final = frozenset(map(id, (types.MemberDescriptorType, types.GetSetDescriptorType)))
 _ONLY_STR: Final = {id(str)}
 _INLINE_SHARED: Final = sys.version_info >= (3, 13)
 """Since 3.13 an instance keeps its values when its dictionary is made."""
@@ -316,7 +316,7 @@ class Walk:
             count - base if base < count < _IMMORTAL else (0 if count <= base else BIG)
             for count in map(_getrefcount, bucket)
         ]
-        if plan.kind is Kind.CLASS or plan.type in _DESCRIPTORS:  # our plans hold some of them
+        if plan.kind is Kind.CLASS or id(plan.type) in _DESCRIPTORS:  # our plans hold some of them
             mine = self._held
             found = [
                 count if count == BIG else max(count - mine.get(id(obj), 0), 0)
