@@ -49,9 +49,9 @@ def snapshot(
     """Write the heap of a running server to a file, with its connections.
 
     The agent forks; the copy walks the heap and writes, the server goes on. It stands still for
-    the fork only: about 10 ms for each 200 MB. The copy needs up to 0.8 times the server's memory
-    while it lives, and is refused where that is not to be had. The file holds types, sizes,
-    references and attribute names, and no values.
+    the fork only: some 10 ms for each 400 MB. While it lives the copy comes to need about as much
+    memory as the server has, and is refused where that is not to be had. The file holds types,
+    sizes, references and attribute names, and no values.
 
     Examples:
 
