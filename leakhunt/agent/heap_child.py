@@ -146,6 +146,7 @@ def write_heap(writer: RawWriter, records: dict[str, Any], *, keys: bool, forked
     writer.record(b"type", types)
     writer.record(b"labl", walk.labels.texts)
     writer.record(b"larg", walk.large)
+    writer.record(b"name", {"id": walk.named.tolist(), "name": walk.names})
     writer.record(b"root", roots)
     writer.record(b"conn", {"connections": records["connections"], "closed": records["closed"]})
     writer.record(b"task", found.describe())

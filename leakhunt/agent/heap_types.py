@@ -51,7 +51,7 @@ class Kind(IntEnum):
     OTHER = 5
     """None has a name."""
     FRAME = 6
-    """A coroutine or generator: its references are local variables."""
+    """A coroutine, a generator or a frame: its references are local variables."""
     CLASS = 7
 
 
@@ -154,6 +154,9 @@ class TypePlan:
             frame, awaits, code = (descriptor_of(kind, name).__get__ for name in FRAMES[id(kind)])
             self.frame, self.awaits, self.code = frame, awaits, code
             return Kind.FRAME
+        if kind is types.FrameType:
+            self.frame, self.code = _itself, descriptor_of(kind, "f_code").__get__
+            return Kind.FRAME
         if any(base is type for base in mro):
             return Kind.CLASS
         for base, label in (
@@ -193,6 +196,10 @@ class TypePlan:
                     held[id(found)] = held.get(id(found), 0) + 1
                     # A slot's private name is written without its class.
                     self.getters.append((found.__get__, labels.of_name[found.__name__]))
+
+
+def _itself(frame: Any) -> Any:
+    return frame
 
 
 def _sizer(kind: type) -> Callable[[Any], int]:

@@ -125,6 +125,10 @@ class Walk:
         self.large: dict[int, int] = {}
         """Number of an object -> its size, where that is too large for the column."""
         self.problems: Counter[str] = Counter()
+        self.named: array[int] = array("Q")
+        """Addresses of coroutines, generators, frames and closures, ..."""
+        self.names: list[str] = []
+        """... and the name of each one's function."""
         self._write = write
         self._exclude = exclude
         self._own: set[int] = set() if own is None else own
@@ -480,6 +484,8 @@ class Walk:
         for function in bucket:
             if function.__closure__:
                 self._closures[id(function.__closure__)] = function.__code__.co_freevars
+                self.named.append(id(function))
+                self.names.append(f"{function.__module__}.{function.__qualname__}")
             module = function.__module__
             if type(module) is str and is_own(module):
                 self._own_now.add(id(function))
@@ -579,27 +585,39 @@ class Walk:
         self, plan: TypePlan, bucket: list[Any], out: list[Any], refs: array[int],
         labels: array[int],
     ) -> None:  # fmt: skip
-        """Suspended coroutines and generators: their locals."""
+        """Suspended coroutines and generators, and frames that have ended: their locals."""
         assert plan.frame is not None
-        assert plan.awaits is not None
         assert plan.code is not None
         table = self.labels
         for obj in bucket:
             found = _get_referents(obj)
             names = {}
+            if plan.awaits is None and not any(type(one) is types.CodeType for one in found):
+                # A frame that runs lies in the memory of its thread, which is gone in a fork.
+                refs.append(len(found))
+                out += found
+                labels.extend(array("I", bytes(4 * len(found))))
+                continue
             frame = plan.frame(obj)
+            code = plan.code(obj)
+            module = None if frame is None else frame.f_globals.get("__name__")
+            self.named.append(id(obj))
+            self.names.append(
+                f"{module}.{code.co_qualname}" if type(module) is str else code.co_qualname
+            )
             if frame is not None:
                 value = None
                 for name, value in locals_of(frame):
                     names[id(value)] = table.of_name[name]
                 del value
-                awaited = plan.awaits(obj)
+                awaited = None if plan.awaits is None else plan.awaits(obj)
                 if awaited is not None:
                     names[id(awaited)] = table.awaits
                 del awaited
             del frame
-            if plan.code(obj).co_filename.startswith(OWN_DIRECTORY):
+            if code.co_filename.startswith(OWN_DIRECTORY):
                 self._own_now.add(id(obj))
+            del code
             for one in found:
                 if type(one) is types.CellType and id(one) not in names:
                     # A local variable that an inner function uses, too.

@@ -37,6 +37,7 @@ RECORDS: Final = {
     b"type": "types.json",
     b"labl": "labels.json",
     b"larg": "objects.large.json",
+    b"name": "names.json",
     b"root": "roots.json",
     b"conn": "connections.json",
     b"task": "tasks.json",

@@ -134,6 +134,17 @@ try:
     raise Failure("x")
 except Failure as error:
     failure = error
+
+
+def fails(argument: Any) -> None:
+    mine = [21]
+    raise Failure(argument, mine)
+
+
+try:
+    fails([22])
+except Failure as error:
+    ended = error.__traceback__.tb_next.tb_frame  # type: ignore[union-attr]
 weak = weakref.ref(plain, maker)
 mapping = {1: [13], "ab": [14], (1, 2): [15], b"xyz": [16], plain: [17]}
 members = {("in", "a", "set"), frozenset([1])}
@@ -260,6 +271,9 @@ json.dump(
             if names[columns[b"otyp"][at]] == "__main__.Ring"
             and addresses[at] in columns[b"edst"][first[at] : first[at + 1]]
         ],
+        "names": dict(zip(walk.named, walk.names, strict=True)),
+        "ended": seen(ended)["refs"],
+        "addresses": {"coroutine": id(coroutine), "function": id(function), "ended": id(ended)},
         "texts": walk.labels.texts,
         "problems": dict(walk.problems),
     },

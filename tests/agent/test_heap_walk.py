@@ -85,6 +85,19 @@ def test_a_context_names_its_variables(heap: dict[str, Any]) -> None:
     assert heap["known"]["value"]["indegree"] == 2  # the module's, and the context's
 
 
+def test_suspended_and_ended_functions_have_names(heap: dict[str, Any]) -> None:
+    """Coroutines, frames and closures are called as their function; an ended frame has locals."""
+    where = heap["addresses"]
+    names = {name: heap["names"][str(address)] for name, address in where.items()}
+    assert names == {
+        "coroutine": "__main__.waits",
+        "function": "__main__.maker.<locals>.inner",
+        "ended": "__main__.fails",
+    }
+    assert [".argument", LIST] in heap["ended"]
+    assert [".mine", LIST] in heap["ended"]
+
+
 def test_every_object_is_there_once(heap: dict[str, Any]) -> None:
     """All columns have the same length, and no address comes twice."""
     lengths = heap["lengths"]
