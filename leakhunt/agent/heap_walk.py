@@ -64,8 +64,8 @@ _COLUMNS: Final = {
 _IMMORTAL: Final = 0x3FFFFFFF
 _DESCRIPTORS: Final = frozenset(map(id, (types.MemberDescriptorType, types.GetSetDescriptorType)))
 _ONLY_STR: Final = {id(str)}
-_INLINE_SHARED: Final = sys.version_info >= (3, 13)
-"""Since 3.13 an instance keeps its values when its dictionary is made."""
+_KEEPS_VALUES: Final = sys.version_info >= (3, 13)
+"""Since 3.13 an instance keeps its values when its dictionary is made, and visits them alone."""
 
 _get_referents = gc.get_referents
 _getrefcount = sys.getrefcount
@@ -76,6 +76,16 @@ def _held_by_a_list() -> int:
     """What ``map(getrefcount, list)`` counts for an object that only that list holds."""
     probes = [[] for _ in range(3)]  # type: ignore[var-annotated]
     return list(map(_getrefcount, probes))[1]
+
+
+def _held_by_a_local() -> int:
+    """What ``getrefcount`` says of an object that only a local variable holds."""
+    probe: list[int] = []
+    return _getrefcount(probe)
+
+
+_FRESH: Final = _held_by_a_local() + 1
+"""What it says of an instance's dictionary that was made just now."""
 
 
 class Bitmap:
@@ -137,6 +147,8 @@ class Walk:
         self._columns = {tag: array(code) for tag, code in _COLUMNS.items()}
         self._namespaces: dict[int, bool] = {}
         """Address of a dictionary with names in it -> whether it is an instance's."""
+        self._shared: set[int] = set()
+        """Addresses of dictionaries whose values are an instance's."""
         self._closures: dict[int, tuple[str, ...]] = {}
         """Address of a closure's tuple -> the names of its variables."""
         self._seen = Bitmap()
@@ -410,6 +422,9 @@ class Walk:
         of_key, key_label = table.of_key, table.key
         namespaces, show = self._namespaces, table.keys
         for obj in bucket:
+            if id(obj) in self._shared:
+                refs.append(0)
+                continue
             keys = list(obj)
             values = list(obj.values())
             count = len(keys)
@@ -457,6 +472,11 @@ class Walk:
                 out.append(found[-1])
                 labels.append(type_label)
                 refs.append(count + 1)
+                if _KEEPS_VALUES and _getrefcount(namespace) > _FRESH:
+                    self._share(namespace)
+                    out.append(namespace)
+                    labels.append(self.labels.dict)
+                    refs[-1] += 1
                 extra.append(getsizeof(namespace) - EMPTY_DICT)
             else:
                 refs.append(self._name(plan, obj, found, out, labels))
@@ -512,14 +532,10 @@ class Walk:
                     found.append(key)
             key = value = None
         namespace = self._namespace_of(plan, obj, found, names)
-        if namespace is not None:
-            if _INLINE_SHARED and plan.flags & MANAGED_DICT:
-                values = {*map(id, namespace.values())}
-                found = [one for one in found if id(one) not in values or id(one) in names]
-            if type(namespace) is dict:
-                self._namespaces.setdefault(id(namespace), plan.type is not types.ModuleType)
-                if plan.own:
-                    self._own.add(id(namespace))
+        if namespace is not None and type(namespace) is dict:
+            self._namespaces.setdefault(id(namespace), plan.type is not types.ModuleType)
+            if plan.own:
+                self._own.add(id(namespace))
         out += found
         if plan.role is Role.TASK:
             for one in found:
@@ -529,6 +545,10 @@ class Walk:
         default = plan.default
         labels.extend([names.get(id(one), default) for one in found])
         return len(found)
+
+    def _share(self, namespace: dict[str, Any]) -> None:
+        self._shared.add(id(namespace))
+        self._namespaces.setdefault(id(namespace), True)
 
     def _namespace_of(
         self, plan: TypePlan, obj: Any, found: list[Any], names: dict[int, int]
@@ -548,6 +568,10 @@ class Walk:
             names[id(namespace)] = self.labels.dict
             return namespace
         if managed and type(namespace) is dict:
+            if _KEEPS_VALUES and _getrefcount(namespace) > _FRESH:
+                self._share(namespace)
+                found.append(namespace)
+                names[id(namespace)] = self.labels.dict
             self._inline = sys.getsizeof(namespace) - EMPTY_DICT
             hidden = len(namespace) > NAMES_LIMIT
             for key, value in list(namespace.items()):

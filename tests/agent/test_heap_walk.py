@@ -43,9 +43,8 @@ TYPE, TUPLE, CELL, CALL = "builtins.type", "builtins.tuple", "builtins.cell", "b
     [
         ("plain", [[".one", LIST], [".two", DICT], [".again", LIST], [".__class__", TYPE]]),
         ("shown", [[".__dict__", DICT], [".__class__", TYPE]]),
-        ("made", [[".one", LIST]]),
         ("lone", [[".only", DICT], [".__class__", TYPE]]),
-        ("mixed", [["._hidden", LIST], [".a", LIST], [".extra", LIST]]),
+        ("mixed", [["._hidden", LIST], [".a", LIST]]),
         ("ordered", [["[str 1]", LIST], ["key", STR]]),
         ("default", [[".default_factory", TYPE], ["[int]", LIST], ["key", "builtins.int"]]),
         ("queue", [["[]", LIST], ["[]", LIST]]),
@@ -77,6 +76,12 @@ def test_references_are_called_as_in_the_source(
     for one in wanted:
         assert one in found, found
     assert heap["known"][name]["tracked"]
+
+
+def test_an_attribute_is_there_once(heap: dict[str, Any]) -> None:
+    """It hangs on the instance's dictionary; since Python 3.13 on the instance itself."""
+    assert [".one", LIST] in refs(heap, "made") + refs(heap, "shown")
+    assert ([".one", LIST] in refs(heap, "made")) != ([".one", LIST] in refs(heap, "shown"))
 
 
 def test_a_context_names_its_variables(heap: dict[str, Any]) -> None:
@@ -134,7 +139,7 @@ def test_sizes_are_the_interpreters(heap: dict[str, Any]) -> None:
     """A container's size is that of getsizeof; an instance's includes its attributes."""
     assert heap["known"]["mapping"]["size"] == sys.getsizeof(dict.fromkeys(range(5)))
     assert heap["known"]["queue"]["length"] == 2
-    assert heap["known"]["plain"]["size"] > heap["known"]["shown"]["size"]
+    assert heap["known"]["plain"]["size"] > sys.getsizeof(object()) + 3 * 8
 
 
 def test_no_code_of_the_application_runs(heap: dict[str, Any]) -> None:
