@@ -115,7 +115,7 @@ def _waits_for(coroutine: Any) -> tuple[str, str]:
         awaited = getattr(inner, attributes[1])
         if awaited is not None and id(type(awaited)) not in FRAMES:
             # `await obj` and `await future` leave an iterator around it.
-            inside = gc.get_referents(awaited)
+            inside = [one for one in gc.get_referents(awaited) if type(one) is not type]
             if inside and id(type(inside[0])) in FRAMES:
                 awaited = inside[0]
             elif inside and type_qualname(type(awaited)) == "FutureIter":

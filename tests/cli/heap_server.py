@@ -1,6 +1,6 @@
 """A server to capture: echoes, keeps rooms, holds on to closed connections when told.
 
-    python heap_server.py [--uvloop] [--busy THREADS] [--objects N] [--no-fork]
+    python heap_server.py [--uvloop] [--busy THREADS] [--objects N] [--no-fork] [--freeze]
 
 Prints its port. Ends with its standard input.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ options.add_argument("--uvloop", action="store_true")
 options.add_argument("--busy", type=int, default=0)
 options.add_argument("--objects", type=int, default=0)
 options.add_argument("--no-fork", action="store_true")
+options.add_argument("--freeze", action="store_true")
 chosen = options.parse_args()
 
 agent = leakhunt.Agent(evict_after=60.0, name="chat", fork=not chosen.no_fork)
@@ -34,6 +36,8 @@ payload = "-".join(["hunter2", "payload", "of", "a", "user"])
 profiles = {"-".join(["mail", "of", "a", "user"]): {"password": payload}}
 heap = [{"number": number, "text": f"text {number}"} for number in range(chosen.objects)]
 stopping = False
+if chosen.freeze:
+    gc.freeze()
 
 
 async def handler(ws: ServerConnection) -> None:

@@ -144,6 +144,19 @@ def taken(server: Server, path: Path, *args: str) -> File:
     return File(path)
 
 
+def documented(path: Path) -> dict[str, str]:
+    """Runs the lines by which docs/heap-file.md reads a file: what its module's globals are."""
+    text = (Path(__file__).parents[2] / "docs" / "heap-file.md").read_text("utf-8")
+    _, code = text.split("```python\n")
+    lines = code.partition("```")[0].replace("monday.heap", str(path))
+    done = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, check=True, timeout=30
+    )
+    printed = [line.split() for line in done.stdout.splitlines()]
+    assert printed[0][0].isdigit()  # the bytes of the largest type
+    return {name: kind for name, kind in printed if name.startswith(".")}
+
+
 CONNECTION = "websockets.asyncio.server.ServerConnection"
 
 
@@ -202,14 +215,17 @@ def test_what_a_capture_holds(
     assert {to for one in coroutines for to in heap.step(one, ".ws")} == objects
     kinds = {root["kind"] for root in heap.roots}
     assert {"module", "frame", "task", "loop", "timer", "callback"} <= kinds
-    assert any(
-        row["in"].startswith("websockets.asyncio.messages") and row["count"] == 2
-        for row in heap.tasks["tasks"]
-    )
+    [waiting] = [row for row in heap.tasks["tasks"] if row["count"] == 2]
+    assert waiting["coroutine"].endswith("protocol_handler")
+    assert waiting["in"].startswith("websockets.asyncio.messages")
+    assert waiting["awaits"] == "_asyncio.Future"
+    assert any("Heartbeat" in row["callback"] for row in heap.tasks["timers"])
 
     [held] = heap.connections["closed"]
     assert heap.type_of(held["object"]) == CONNECTION
     assert held["object"] in heap.follow(main_module, ".__dict__", ".held", "[]")
+
+    assert documented(tmp_path / "a.heap")[".rooms"] == "builtins.dict"
 
     for secret in (*SECRETS, b"lobby"):
         assert secret not in heap.raw
@@ -418,6 +434,23 @@ def test_in_process(
             assert secret not in heap.raw
         client.send("still here")
         assert client.recv(timeout=10) == "still here"
+
+
+def test_frozen_objects(serving: Callable[..., Server], tmp_path: Path) -> None:
+    """What a server has frozen before it forked its workers is there, and marked."""
+    server = serving("--freeze")
+    heap = taken(server, tmp_path / "a.heap")
+    marked = sum(bool(flags & 8) for flags in heap.columns["objects.flags"])
+    # Of those that were frozen a few have ended since the count before the fork.
+    assert 0.99 * heap.meta["gc"]["frozen"] < marked <= heap.meta["gc"]["frozen"]
+    assert heap.meta["problems"] == []
+    [frozen] = heap.follow(heap.root("module", "__main__"), ".__dict__", ".profiles")
+    assert heap.flags(frozen) & 8
+    assert any(
+        heap.type_of(root["id"]).endswith("EventLoop") and not heap.flags(root["id"]) & 8
+        for root in heap.roots
+        if root["kind"] == "loop"
+    )
 
 
 def test_what_cannot_be_done_is_said(
