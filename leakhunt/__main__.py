@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from leakhunt._version import __version__
 
-EXTRAS = {"objgraph": "heap", "redis": "redis"}
+EXTRAS = {"igraph": "heap", "numpy": "heap", "objgraph": "heap", "redis": "redis"}
 """Packages that another extra than ``cli`` installs."""
 
 

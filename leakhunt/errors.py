@@ -15,6 +15,7 @@
     ├── StoreUnreachable       a shared store (Redis) cannot be read
     ├── RunError               the command of `leakhunt run` cannot be started
     ├── SnapshotError          the heap of a process could not be captured
+    ├── HeapFileError          a file is no heap of ours, or what it is asked for is not in it
     ├── RecordingError         a file is no recording, or cannot be read or written as one
     ├── ScenarioError          a scenario or its options make no sense
     └── NotTestable            the machine lacks what a check needs
@@ -126,6 +127,14 @@ class RunError(LeakhuntError):
 
 class SnapshotError(LeakhuntError):
     """The heap of a process could not be captured, or the file not be written."""
+
+
+class HeapFileError(LeakhuntError):
+    """A file is not a captured heap, is damaged, or lacks what it is asked for."""
+
+    def __init__(self, where: str, why: str, *, hint: str = "") -> None:
+        super().__init__(f"{where}: {why}", hint=hint)
+        self.where = where
 
 
 class RecordingError(LeakhuntError):

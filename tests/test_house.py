@@ -74,7 +74,10 @@ ADAPTED = {"socketio": {"socketio", "engineio"}, "websockets_sync": {"websockets
 """What an adapter imports, where that has another name than the adapter."""
 
 EMBEDDED = sorted(
-    file for layer in ("agent", "adapters", "core") for file in (PACKAGE / layer).rglob("*.py")
+    file
+    for layer in ("agent", "adapters", "core")
+    for file in (PACKAGE / layer).rglob("*.py")
+    if file.parent != PACKAGE / "core" / "heap"  # the analysis of heap files: no agent imports it
 )
 
 

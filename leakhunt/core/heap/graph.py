@@ -1,0 +1,211 @@
+"""The references of a heap as a graph of indices, with what holds it from outside.
+
+An object's index is its place in the file. Addresses become indices by sorting and searching;
+references lie one after the other by source (compressed sparse rows), and, made when first
+asked for, by target.
+
+leakhunt's own objects are taken out: what they hold is not held by the user's program. Coroutines
+and functions of ours stay, as the user's handlers run inside of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from leakhunt.core.heap.columns import BIG, OWN, TRACKED, Columns
+
+Ints = npt.NDArray[np.integer[Any]]
+Bools = npt.NDArray[np.bool_]
+
+NAMED: Final = ("module", "task", "loop", "frame", "gc")
+"""Kinds of roots that explain themselves, the clearest first."""
+
+OTHER: Final = ("timer", "callback")
+"""Kinds that are rather found by way of their event loop, where that can be seen."""
+
+C_ROOT: Final = "c-root"
+OURS: Final = "leakhunt"
+
+_RUNNING: Final = frozenset(
+    f"builtins.{name}"
+    for name in ("coroutine", "generator", "async_generator", "function", "cell", "method")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """Something that holds an object from outside of the graph."""
+
+    index: int
+    kind: str
+    """One of :data:`NAMED`, :data:`OTHER`, :data:`C_ROOT` or :data:`OURS`."""
+    name: str
+    label: str = ""
+    """How it holds it: the name of a frame's variable."""
+
+
+class Graph:
+    """The graph of a heap.
+
+    Raises nothing: edges to addresses that are no object of the file are left out.
+    """
+
+    def __init__(self, heap: Columns) -> None:
+        self.heap = heap
+        self.address = np.frombuffer(heap.id, np.uint64) if heap.id else np.zeros(0, np.uint64)
+        self.count = len(self.address)
+        self._order = np.argsort(self.address, kind="stable")
+        self._sorted = self.address[self._order]
+        self.type = _as_array(heap.type, np.uint32)
+        self.length = _as_array(heap.length, np.uint32)
+        self.size = _as_array(heap.size, np.uint32).astype(np.int64)
+        for number, size in heap.large.items():
+            self.size[number] = size
+        flags = _as_array(heap.flags, np.uint8)
+        self.own: Bools = (flags & OWN) != 0
+        self.size[self.own] = 0
+        kept = np.array([one.name in _RUNNING for one in heap.types], dtype=bool)
+        self.hidden: Bools = self.own & ~kept[self.type] if self.count else self.own
+        """Which objects are leakhunt's own and not in the graph."""
+        hidden = self.hidden
+        refs = _as_array(heap.refs, np.uint32)
+        source = np.repeat(np.arange(self.count, dtype=np.int32), refs)
+        target = self.indices(_as_array(heap.to, np.uint64)).astype(np.int32)
+        label = _as_array(heap.label, np.uint32)
+        degree = np.bincount(target[target >= 0], minlength=self.count)
+        refcount = _as_array(heap.refcount, np.uint32)
+        held = (flags & TRACKED != 0) & ((refcount == BIG) | (refcount > degree))
+        if heap.meta.get("how") != "fork":
+            # The process went on meanwhile: a count says little but for what nobody refers to.
+            held &= (degree == 0) | (refcount == BIG)
+        self._external: Bools = held & ~hidden
+        from_ours = target[(target >= 0) & hidden[source]] if self.count else target
+        self._held_by_us: Ints = np.unique(from_ours)
+        keep = target >= 0
+        if self.count:
+            keep &= ~hidden[source]
+            keep &= ~hidden[np.maximum(target, 0)]
+        self.source: Ints = source[keep]
+        self.target: Ints = target[keep]
+        self.label: Ints = label[keep]
+        self.start: Ints = _starts(self.source, self.count)
+
+    def indices(self, addresses: Any) -> Ints:
+        """The index of each address, -1 for one that is no object here."""
+        wanted = np.asarray(addresses, dtype=np.uint64)
+        if not self.count:
+            return np.full(len(wanted), -1, dtype=np.int64)
+        place = np.searchsorted(self._sorted, wanted)
+        place[place == self.count] = 0
+        found = self._order[place]
+        return np.where(self._sorted[place] == wanted, found, -1)
+
+    def index(self, address: int | None) -> int:
+        """The index of one address; -1 for none, or one that is no object here."""
+        return -1 if not address else int(self.indices([address])[0])
+
+    def out(self, index: int) -> slice:
+        """Where the references of an object are in ``target`` and ``label``."""
+        return slice(int(self.start[index]), int(self.start[index + 1]))
+
+    def follow(self, index: int, label: str) -> int:
+        """The object that a reference of that label leads to; -1 if there is none."""
+        number = self.label_numbers.get(label)
+        if number is None or index < 0:
+            return -1
+        edges = self.out(index)
+        found = np.flatnonzero(self.label[edges] == number)
+        return int(self.target[edges][found[0]]) if len(found) else -1
+
+    def into(self, index: int) -> Ints:
+        """The numbers of the references to an object."""
+        order, start = self._incoming
+        return order[int(start[index]) : int(start[index + 1])]
+
+    def type_name(self, index: int) -> str:
+        """Name of an object's type, with its module."""
+        return self.heap.types[int(self.type[index])].name
+
+    def of_types(self, names: Iterable[str]) -> Ints:
+        """Indices of all objects whose types have one of these full names; ours are not."""
+        wanted = set(names)
+        numbers = [at for at, one in enumerate(self.heap.types) if one.name in wanted]
+        return np.flatnonzero(np.isin(self.type, numbers) & ~self.hidden)
+
+    @cached_property
+    def label_numbers(self) -> dict[str, int]:
+        """Number of each label."""
+        return {text: number for number, text in enumerate(self.heap.labels)}
+
+    @cached_property
+    def type_index(self) -> dict[int, int]:
+        """Index of the class -> number of the type that it is."""
+        found = self.indices([one.address for one in self.heap.types])
+        return {int(at): number for number, at in enumerate(found) if at >= 0}
+
+    @cached_property
+    def task_names(self) -> dict[int, str]:
+        """Index of each task -> the coroutine that it runs."""
+        rows = [one for one in self.heap.roots if one.get("kind") == "task"]
+        found = self.indices([one["id"] for one in rows])
+        return {int(at): str(one["name"]) for at, one in zip(found, rows, strict=True) if at >= 0}
+
+    @cached_property
+    def _incoming(self) -> tuple[Ints, Ints]:
+        order = np.argsort(self.target, kind="stable").astype(np.int32)
+        return order, _starts(self.target[order], self.count)
+
+    @cached_property
+    def roots(self) -> list[Root]:
+        """Everything that is held from outside, the clearest first, in an order that is stable.
+
+        An object may be there more than once.
+        """
+        named: list[Root] = []
+        for one in self.heap.roots:
+            index = self.index(one.get("id"))
+            kind, name = str(one.get("kind")), str(one.get("name"))
+            if index < 0 or self.hidden[index] or _is_ours(kind, name):
+                continue
+            if kind == "task" and (name.endswith("(ended)") or name == "?"):
+                continue  # it does nothing any more: whoever refers to it holds it
+            named.append(Root(index, kind, name, str(one.get("label", ""))))
+        rank = {kind: number for number, kind in enumerate((*NAMED, *OTHER))}
+        named.sort(key=lambda root: (rank.get(root.kind, 9), root.name, root.label))
+        known = {root.index for root in named}
+        unnamed = [
+            Root(int(index), C_ROOT, "C code")
+            for index in np.flatnonzero(self._external)
+            if int(index) not in known
+        ]
+        return named + unnamed
+
+    @cached_property
+    def held_by_us(self) -> list[Root]:
+        """What leakhunt's objects refer to."""
+        return [
+            Root(int(index), OURS, "leakhunt")
+            for index in self._held_by_us
+            if not self.hidden[index]
+        ]
+
+
+def _is_ours(kind: str, name: str) -> bool:
+    where = name.partition(": ")[2] if kind == "frame" else name
+    return name.startswith("leakhunt-") or where.partition(".")[0] == "leakhunt"
+
+
+def _as_array(column: Any, kind: Any) -> Any:
+    return np.frombuffer(column, kind) if len(column) else np.zeros(0, kind)
+
+
+def _starts(sorted_ends: Ints, count: int) -> Ints:
+    start = np.zeros(count + 1, dtype=np.int64)
+    np.cumsum(np.bincount(sorted_ends, minlength=count), out=start[1:])
+    return start
