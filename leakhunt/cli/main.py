@@ -45,6 +45,10 @@ COMMANDS: Final = {
     "snapshot": Command(
         "leakhunt.cli.snapshot", "snapshot", "Write the heap of a running server to a file."
     ),
+    "diff": Command("leakhunt.cli.diff", "diff", "Show what grows from one heap file to the next."),
+    "why": Command(
+        "leakhunt.cli.why", "why", "Show what holds the connections that should be gone."
+    ),
     "doctor": Command(
         "leakhunt.cli.doctor", "doctor", "Show what limits a server, and how to change it."
     ),
