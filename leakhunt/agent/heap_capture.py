@@ -2,7 +2,8 @@
 
 ::
 
-    -> {"v":1,"op":"snapshot","how":"fork","keys":false,"force":false,"timeout_s":600}
+    -> {"v":1,"op":"snapshot","how":"fork","keys":false,"force":false,"timeout_s":600,
+        "trace_s":0}
     <- {"v":1,"kind":"snapshot","pid":..,"rss_bytes":..,"needed_bytes":..,"blocks":..,...}
     -> one byte, and the descriptor of the output file with it (SCM_RIGHTS, unix(7))
     <- {"v":1,"kind":"started","child":..,"pause_s":..}
@@ -37,6 +38,7 @@ from leakhunt.agent.agent import living_agents
 from leakhunt.agent.forking import capture_fork
 from leakhunt.agent.heap_child import RawWriter, run_child, write_heap
 from leakhunt.agent.heap_records import gather
+from leakhunt.agent.heap_trace import Tracing
 from leakhunt.agent.quiet import block_signals
 from leakhunt.core.views import PROTOCOL_VERSION
 
@@ -83,6 +85,11 @@ class Request:
         if type(timeout) is not int or not 1 <= timeout <= MOST_S:
             raise Refused(f"timeout_s is no whole number between 1 and {MOST_S}")
         self.timeout_s: int = timeout
+        trace = content.get("trace_s", 0)
+        if type(trace) is not int or not 0 <= trace <= MOST_S:
+            raise Refused(f"trace_s is no whole number between 0 and {MOST_S}")
+        self.trace_s: int = trace
+        """For how long to trace allocations before the capture."""
 
 
 def take_over(
@@ -221,10 +228,16 @@ class Capture(threading.Thread):
             }
         )
         self._receive_output()
-        if in_process:
-            self._in_process(request)
-        else:
-            self._fork(request)
+        capture = self._in_process if in_process else self._fork
+        if not request.trace_s:
+            capture(request, None)
+            return
+        with Tracing(request.trace_s, self._pause) as trace:
+            capture(request, trace)
+
+    def _pause(self, seconds: float) -> None:
+        if _readable(self._sock, seconds):
+            raise EOFError  # the client went away, or we are cancelled
 
     def _receive_output(self) -> None:
         if not _readable(self._sock, WAIT_S):
@@ -241,8 +254,8 @@ class Capture(threading.Thread):
 
     # --- by a fork ------------------------------------------------------------------------
 
-    def _fork(self, request: Request) -> None:
-        records = gather(living_agents(), keys=request.keys, how="fork")
+    def _fork(self, request: Request, trace: dict[str, Any] | None) -> None:
+        records = gather(living_agents(), keys=request.keys, how="fork", trace=trace)
         if self._cancelled:
             raise EOFError
         with _fork_warning_ignored(), capture_fork():
@@ -300,10 +313,10 @@ class Capture(threading.Thread):
 
     # --- in process -----------------------------------------------------------------------
 
-    def _in_process(self, request: Request) -> None:
+    def _in_process(self, request: Request, trace: dict[str, Any] | None) -> None:
         """Walk here, in turns with the server's threads: it gets slow, and what is seen is not
         of one instant."""
-        records = gather(living_agents(), keys=request.keys, how="in-process")
+        records = gather(living_agents(), keys=request.keys, how="in-process", trace=trace)
         self._say({"kind": "started", "child": None, "pause_s": None})
         deadline = time.monotonic() + request.timeout_s
         writer = RawWriter(

@@ -20,6 +20,7 @@ import signal
 import struct
 import sys
 import time
+import tracemalloc
 from array import array
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -28,6 +29,7 @@ from leakhunt.agent.agent import living_agents
 from leakhunt.agent.heap_own import own_containers
 from leakhunt.agent.heap_records import addresses_of
 from leakhunt.agent.heap_tasks import LoopObjects
+from leakhunt.agent.heap_trace import traces
 from leakhunt.agent.heap_walk import Walk
 
 try:
@@ -113,6 +115,11 @@ def write_heap(writer: RawWriter, records: dict[str, Any], *, keys: bool, forked
     begun = time.perf_counter()
     problems: list[str] = []
     meta = records["meta"]
+    if "trace" in meta:
+        # Before anything of ours is allocated; in a child it is over with it.
+        records["traces"] = traces()
+        if forked:
+            tracemalloc.stop()
     objects, frozen_from = _tracked(forked, problems)
     exclude = addresses_of(records)
     exclude.add(id(problems))
@@ -150,6 +157,8 @@ def write_heap(writer: RawWriter, records: dict[str, Any], *, keys: bool, forked
     writer.record(b"root", roots)
     writer.record(b"conn", {"connections": records["connections"], "closed": records["closed"]})
     writer.record(b"task", found.describe())
+    if "traces" in records:
+        writer.record(b"trac", records["traces"])
     writer.record(b"meta", meta)
     writer.block(b"END ", b"")
     return walk.objects

@@ -31,13 +31,16 @@ BREATH: Final = 32
 """Connections that are described before the other threads have their turn."""
 
 
-def gather(agents: Sequence[Agent], *, keys: bool, how: str) -> dict[str, Any]:
+def gather(
+    agents: Sequence[Agent], *, keys: bool, how: str, trace: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Everything that the capture holds besides the objects themselves.
 
     Args:
         agents: those of this process.
         keys: with the names of rooms.
         how: ``fork`` or ``in-process``.
+        trace: what tracing allocations has cost, if they were traced.
     """
     connections = [row for agent in agents for row in _connections(agent, keys=keys)]
     meta = {
@@ -67,6 +70,8 @@ def gather(agents: Sequence[Agent], *, keys: bool, how: str) -> dict[str, Any]:
             "garbage": len(gc.garbage),
         },
     }
+    if trace is not None:
+        meta["trace"] = trace
     # Last: what runs should be as it is when the process forks.
     return {
         "meta": meta,

@@ -16,7 +16,7 @@ from leakhunt.cli.say import say
 from leakhunt.collect.heap_request import Captured, Offer, Progress
 from leakhunt.collect.heap_request import snapshot as capture
 from leakhunt.errors import SnapshotError
-from leakhunt.report.snapshot import captured_line, estimate_line, progress_line
+from leakhunt.report.snapshot import captured_line, estimate_line, progress_line, trace_line
 
 MOST_S = 3600.0
 
@@ -38,6 +38,15 @@ def snapshot(
         bool, typer.Option("--yes", "-y", help="Do not ask before --in-process.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Even if memory may not suffice.")] = False,
+    trace: Annotated[
+        Any,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            show_default=False,
+            help="Trace allocations for so long before: more than twice the CPU meanwhile.",
+        ),
+    ] = "0",
     timeout: Annotated[
         Any,
         typer.Option(
@@ -64,6 +73,8 @@ def snapshot(
         raise typer.BadParameter(
             f"{timeout:g} s is not between 1 s and 1 h", param_hint="--timeout"
         )
+    if not 0 <= trace <= MOST_S:
+        raise typer.BadParameter(f"{trace:g} s is not between 0 s and 1 h", param_hint="--trace")
     how = "in-process" if in_process else "fork"
     if in_process and not yes and not sys.stdin.isatty():
         raise SnapshotError(
@@ -73,6 +84,7 @@ def snapshot(
     with _ends_like_an_interrupt(signal.SIGTERM), _Display() as display:
         found = capture(
             pid, output, how=how, keys=keys, force=force, timeout_s=seconds,
+            trace_s=int(trace),
             accept=_confirmed(pid, yes, display) if in_process else lambda offer: True,
             progress=display.show,
         )  # fmt: skip
@@ -81,6 +93,8 @@ def snapshot(
         raise typer.Exit(2)
     for problem in found.problems:
         say(f"note: {problem}")
+    if found.trace is not None:
+        say(trace_line(found.trace))
     _print(found, how, as_json)
 
 

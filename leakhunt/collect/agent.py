@@ -112,13 +112,17 @@ class AgentClient:
         except msgspec.ValidationError as error:
             raise self._not_ours(f"its collection is malformed: {error}") from None
 
-    def ask_snapshot(self, *, how: str, keys: bool, force: bool, timeout_s: int) -> dict[str, Any]:
+    def ask_snapshot(
+        self, *, how: str, keys: bool, force: bool, timeout_s: int, trace_s: int
+    ) -> dict[str, Any]:
         """Ask for a heap capture (see :mod:`leakhunt.agent.heap_capture`): what it will cost.
 
         From then on the connection speaks of nothing else: :meth:`take_socket`.
         """
         self.close()
-        return self._ask("snapshot", how=how, keys=keys, force=force, timeout_s=timeout_s)
+        return self._ask(
+            "snapshot", how=how, keys=keys, force=force, timeout_s=timeout_s, trace_s=trace_s
+        )
 
     def take_socket(self) -> socket.socket:
         """The socket of the connection, which is the caller's from now on."""

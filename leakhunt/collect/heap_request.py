@@ -44,7 +44,7 @@ class Progress(NamedTuple):
     """How far a capture is."""
 
     phase: str
-    """``preparing``, ``walking`` or ``compressing``."""
+    """``preparing``, ``tracing``, ``walking`` or ``compressing``."""
     objects: int
     size_bytes: int
     """Of the raw file."""
@@ -63,6 +63,8 @@ class Captured(NamedTuple):
     """Size of the file."""
     problems: tuple[str, ...]
     """What the capture lacks."""
+    trace: dict[str, Any] | None
+    """What tracing has cost (``meta.json``), if there was any."""
 
 
 def snapshot(
@@ -73,6 +75,7 @@ def snapshot(
     keys: bool = False,
     force: bool = False,
     timeout_s: int = 600,
+    trace_s: int = 0,
     accept: Callable[[Offer], bool] = lambda offer: True,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Captured | None:
@@ -85,7 +88,9 @@ def snapshot(
         LeakhuntError: what :class:`AgentClient` raises.
     """
     with raw_file(target) as raw, AgentClient(pid) as client:
-        header = _asked(client, how=how, keys=keys, force=force, timeout_s=timeout_s)
+        header = _asked(
+            client, how=how, keys=keys, force=force, timeout_s=timeout_s, trace_s=trace_s
+        )
         try:
             offer = msgspec.convert(header, Offer)
         except msgspec.ValidationError as error:
@@ -93,7 +98,7 @@ def snapshot(
         if not accept(offer):
             return None
         with client.take_socket() as sock:
-            ended = _Conversation(pid, sock, raw, progress, timeout_s).run()
+            ended = _Conversation(pid, sock, raw, progress, timeout_s, trace_s).run()
         raw.look()
         progress(Progress("compressing", raw.objects, raw.size))
         measured = {"pause_s": ended.get("pause_s")}
@@ -101,14 +106,17 @@ def snapshot(
     return Captured(
         target, float(meta["pause_s"] or 0.0), float(meta["walk_s"]), int(meta["objects"]),
         int(meta["edges"]), target.stat().st_size, tuple(meta.get("problems", ())),
+        meta.get("trace"),
     )  # fmt: skip
 
 
 def _asked(
-    client: AgentClient, *, how: str, keys: bool, force: bool, timeout_s: int
+    client: AgentClient, *, how: str, keys: bool, force: bool, timeout_s: int, trace_s: int
 ) -> dict[str, Any]:
     try:
-        return client.ask_snapshot(how=how, keys=keys, force=force, timeout_s=timeout_s)
+        return client.ask_snapshot(
+            how=how, keys=keys, force=force, timeout_s=timeout_s, trace_s=trace_s
+        )
     except NoAgent as error:
         workers = [pid for pid in _children(client.pid) if agent_sockets(pid)]
         if workers:
@@ -137,12 +145,14 @@ class _Conversation:
         raw: RawFile,
         progress: Callable[[Progress], None],
         timeout_s: int,
+        trace_s: int,
     ) -> None:
         self._pid = pid
         self._sock = sock
         self._raw = raw
         self._progress = progress
         self._timeout_s = timeout_s
+        self._trace_s = trace_s
         self._input = b""
 
     def run(self) -> dict[str, Any]:
@@ -152,7 +162,8 @@ class _Conversation:
             socket.send_fds(self._sock, [b"\0"], [self._raw.descriptor])
         except OSError as error:
             raise self._broken(f"the connection broke ({error})") from None
-        self._expect("started", "preparing", GATHER_S)
+        phase = "tracing" if self._trace_s else "preparing"
+        self._expect("started", phase, GATHER_S + self._trace_s)
         ended = self._expect("end", "walking", self._timeout_s + GRACE_S)
         if problem := ended.get("problem"):
             raise SnapshotError(f"the heap of process {self._pid} was not captured: {problem}")

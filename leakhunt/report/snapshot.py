@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from leakhunt.report.units import human_bytes, human_count, human_seconds
 
 
@@ -9,6 +11,8 @@ def progress_line(phase: str, objects: int, size: int) -> str:
     """One line for a terminal."""
     if phase == "preparing":
         return "asking the agent"
+    if phase == "tracing":
+        return "tracing allocations"
     words = f"{human_count(objects)} objects written, {human_bytes(size)}"
     return f"compressing: {words}" if phase == "compressing" else words
 
@@ -19,6 +23,18 @@ def estimate_line(pid: int, seconds: float, blocks: int) -> str:
         f"process {pid} will be slow for about {human_seconds(seconds)} "
         f"(it has about {human_count(blocks)} objects): every event waits some milliseconds, "
         f"a few of them tenths of a second"
+    )
+
+
+def trace_line(trace: dict[str, Any]) -> str:
+    """What tracing allocations has cost the server."""
+    took = f"allocations were traced for {human_seconds(trace['seconds'])}"
+    if "cpu_before" not in trace:
+        return f"{took} (the application does so itself)"
+    before, during = trace["cpu_before"], trace["cpu_during"]
+    return (
+        f"{took}: the server used {before:.0%} of a CPU before and {during:.0%} meanwhile, "
+        f"and {human_bytes(trace['overhead_bytes'])} for it; it is off again"
     )
 
 

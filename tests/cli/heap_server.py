@@ -48,6 +48,8 @@ async def handler(ws: ServerConnection) -> None:
             adopted.setdefault("hall", set()).add(ws)
         elif message == "hold":
             held.append(ws)
+        elif message == "allocate":
+            held.append([bytearray(1000) for _ in range(100)])
         elif message == "bye":
             await ws.close()
             return

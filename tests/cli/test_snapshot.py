@@ -110,6 +110,7 @@ class File:
     roots: Any
     connections: Any
     tasks: Any
+    tracemalloc: Any
 
     def type_of(self, address: int) -> str:
         return str(self.types[self.columns["objects.type"][self.place[address]]]["name"])
@@ -451,6 +452,40 @@ def test_frozen_objects(serving: Callable[..., Server], tmp_path: Path) -> None:
         for root in heap.roots
         if root["kind"] == "loop"
     )
+
+
+def test_tracing_allocations(
+    serving: Callable[..., Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is allocated while it is on has its line; it is off again, also if the command goes."""
+    server = serving()
+    said = threading.Event()
+
+    def allocate() -> None:
+        with connect(server.url) as client:
+            while not said.wait(0.05):
+                client.send("allocate")
+                client.recv(timeout=10)
+
+    clients = threading.Thread(target=allocate)
+    clients.start()
+    try:
+        heap = taken(server, tmp_path / "a.heap", "--trace", "1")
+    finally:
+        said.set()
+        clients.join()
+    assert "allocations were traced for 1.0 s: the server used" in capsys.readouterr().err
+    program = str(Path(__file__).parent / "heap_server.py")
+    here = [(size, count) for size, count, frames in heap.tracemalloc if frames[0][0] == program]
+    assert max(here)[0] > 100_000
+    assert max(here)[1] > 100
+    assert heap.meta["trace"]["cpu_during"] > 0
+    with command(server, tmp_path / "b.heap", "--trace", "30") as process:
+        time.sleep(3)
+        process.kill()
+    after = taken(server, tmp_path / "c.heap", "--trace", "1")
+    assert "cpu_before" in after.meta["trace"]  # nobody had left it on
+    assert "trace" not in taken(server, tmp_path / "d.heap").meta
 
 
 def test_what_cannot_be_done_is_said(
