@@ -17,7 +17,7 @@ from leakhunt.core.heap.graph import Graph
 from leakhunt.core.heap.paths import Paths, Route
 from leakhunt.core.heap.totals import Amount
 from leakhunt.core.heap.trace import Known, State, Trace, trace_of
-from leakhunt.core.heap.words import SUSPENDED, hops_of, is_task, trace_text
+from leakhunt.core.heap.words import SUSPENDED, hops_of, is_task, short, trace_text
 
 GRACE_S: Final = 5.0
 """A connection's object may stay this long after its end: handlers end after it."""
@@ -319,6 +319,16 @@ class Heap:
             )  # fmt: skip
         return sorted(found, key=lambda one: (-one.bytes, one.name))
 
+    def _reference(self, index: int, to: int) -> tuple[str, str]:
+        """How an object refers to another; and by which of its parts, where it is one of them."""
+        for at in (index, *self.parts.get(index, ())):
+            edges = self.graph.out(at)
+            found = np.flatnonzero(self.graph.target[edges] == to)
+            if len(found):
+                label = self.columns.labels[int(self.graph.label[edges][found[0]])]
+                return label, "" if at == index else short(self.graph.type_name(at))
+        return "", ""
+
     @cached_property
     def _children(self) -> tuple[Any, Any]:
         parent = self.tree.parent
@@ -340,12 +350,9 @@ class Heap:
             if steps and tree.retained[heaviest] * 2 < size:
                 break
             size = int(tree.retained[heaviest])
-            edges = np.flatnonzero(graph.target[graph.out(at)] == heaviest)
-            label = ""
-            if len(edges):
-                label = self.columns.labels[int(graph.label[graph.out(at)][edges[0]])]
+            label, by = self._reference(at, heaviest)
             if label != ".__dict__":
-                name = graph.type_name(heaviest).rpartition(".")[2]
-                steps.append(f"{label} {name}".strip())
+                words = (by, label, short(graph.type_name(heaviest)))
+                steps.append(" ".join(word for word in words if word))
             at = heaviest
         return " -> ".join(steps), size
