@@ -86,14 +86,14 @@ def diff(
     rows = heaps.rows()
     happened = between(heaps.columns[0], heaps.columns[-1])
     if as_json:
-        from leakhunt.report.heap import diff_json
+        from leakhunt.report.heap_diff import diff_json
 
         content = diff_json(rows, by=by.value, files=[str(file) for file in files],
                             between=happened)  # fmt: skip
         sys.stdout.write(json.dumps(content) + "\n")
     else:
         from leakhunt.report.console import stdout_console
-        from leakhunt.report.heap import diff_lines
+        from leakhunt.report.heap_diff import diff_lines
 
         stdout_console().print(
             diff_lines(rows, by=by.value, files=len(files), between=happened, limit=limit)
