@@ -6,7 +6,8 @@
 
 Each way is tried in a fresh process with an event loop that wakes every millisecond and a task that
 changes objects all the time. "lag" is the longest that the loop was late meanwhile, "took" how long
-the way needed, "pause" what `leakhunt snapshot` says of its fork.
+the way needed, "pause" what `leakhunt snapshot` says of its fork, "EOF" the longest that the other
+end of a connection waited after the server had closed it, "CPU" what the walk took of it.
 
     fork        leakhunt snapshot: all objects, their sizes and references, written to a file
     in-process  leakhunt snapshot --in-process: the same, in turns with the loop
@@ -26,6 +27,7 @@ import asyncio
 import gc
 import importlib.util
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -122,9 +124,24 @@ async def look(way: str, count: int) -> None:
                 number += 7919
             await asyncio.sleep(0.005)
 
+    eofs: list[float] = []
+
+    async def eof() -> None:
+        """The end of a connection that is closed: late if somebody else has it, too."""
+        loop = asyncio.get_running_loop()
+        while not ended:
+            one, other = socket.socketpair()
+            other.setblocking(False)
+            with other:
+                await asyncio.sleep(0.002)
+                closed = time.perf_counter()
+                one.close()
+                await loop.sock_recv(other, 1)
+                eofs.append(time.perf_counter() - closed)
+
     agent = leakhunt.Agent(name="probe")
     agent.start()
-    tasks = [asyncio.create_task(tick()), asyncio.create_task(work())]
+    tasks = [asyncio.create_task(tick()), asyncio.create_task(work()), asyncio.create_task(eof())]
     await asyncio.sleep(1.0)
     with open("/proc/self/statm", "rb") as file:
         rss = int(file.read().split()[1]) * 4096
@@ -132,6 +149,7 @@ async def look(way: str, count: int) -> None:
     await asyncio.sleep(0.2)
     found["before"] = max(lags[-500:])
     lags.clear()
+    eofs.clear()
     if way in PYTHON_WAYS:
         begun = time.perf_counter()
         globals()[f"by_{way}"]()
@@ -141,6 +159,7 @@ async def look(way: str, count: int) -> None:
         print(json.dumps({"ready": True}), flush=True)
         await asyncio.to_thread(sys.stdin.readline)
     found["lag"] = max(lags)
+    found["eof"] = max(eofs, default=0.0)
     ended = True
     await asyncio.gather(*tasks)
     await agent.aclose()
@@ -191,8 +210,8 @@ def measure(way: str, count: int) -> dict[str, Any]:
                 done = snapshot(process.pid, Path(place) / "probe.heap", how=way, force=True)
                 assert done is not None
                 extra = {
-                    "took": done.walk_s, "pause": done.pause_s, "objects": done.objects,
-                    "edges": done.edges, "file": done.bytes,
+                    "took": done.walk_s, "cpu": done.walk_cpu_s, "pause": done.pause_s,
+                    "objects": done.objects, "edges": done.edges, "file": done.bytes,
                     "all": time.perf_counter() - begun, "child": most[0],
                 }  # fmt: skip
             process.stdin.write("\n")
@@ -208,8 +227,9 @@ def installed(way: str) -> bool:
 def show(way: str, one: dict[str, Any]) -> None:
     line = f"  {way:12}lag {one['lag'] * 1e3:7.0f} ms   took {one['took']:6.2f} s"
     if way == "fork":
-        line += f"   pause {one['pause'] * 1e3:.0f} ms"
+        line += f"   pause {one['pause'] * 1e3:.0f} ms, EOF late by {one['eof'] * 1e3:.0f} ms"
     if "objects" in one:
+        line += f"   CPU {one['cpu']:.2f} s"
         line += f"   {one['objects']:,} objects, {one['edges']:,} references, "
         line += f"{one['file'] / 1e6:.0f} MB on disk after {one['all']:.1f} s"
     if one.get("child"):

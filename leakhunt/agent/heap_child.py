@@ -112,7 +112,7 @@ def write_heap(writer: RawWriter, records: dict[str, Any], *, keys: bool, forked
         keys: with the text of keys.
         forked: this is a process of its own, which may do with its collector as it likes.
     """
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.thread_time()
     problems: list[str] = []
     meta = records["meta"]
     if "trace" in meta:
@@ -149,6 +149,7 @@ def write_heap(writer: RawWriter, records: dict[str, Any], *, keys: bool, forked
         roots=len(roots),
         problems=[*problems, *(f"{text} ({n} times)" for text, n in walk.problems.items())],
         walk_s=round(time.perf_counter() - begun, 3),
+        walk_cpu_s=round(time.thread_time() - used, 3),
     )
     writer.record(b"type", types)
     writer.record(b"labl", walk.labels.texts)

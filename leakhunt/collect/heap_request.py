@@ -57,6 +57,8 @@ class Captured(NamedTuple):
     pause_s: float
     """For how long the server stood still; of a capture in process the whole."""
     walk_s: float
+    walk_cpu_s: float
+    """CPU time of the walk, and of writing: it steps back behind the server."""
     objects: int
     edges: int
     bytes: int
@@ -104,9 +106,9 @@ def snapshot(
         measured = {"pause_s": ended.get("pause_s")}
         meta = write_file(raw, target, measured)
     return Captured(
-        target, float(meta["pause_s"] or 0.0), float(meta["walk_s"]), int(meta["objects"]),
-        int(meta["edges"]), target.stat().st_size, tuple(meta.get("problems", ())),
-        meta.get("trace"),
+        target, float(meta["pause_s"] or 0.0), float(meta["walk_s"]), float(meta["walk_cpu_s"]),
+        int(meta["objects"]), int(meta["edges"]), target.stat().st_size,
+        tuple(meta.get("problems", ())), meta.get("trace"),
     )  # fmt: skip
 
 

@@ -142,6 +142,20 @@ def test_a_capture_can_be_cancelled(tmp_path: Path) -> None:
             os.waitpid(child, 0)
 
 
+def test_a_worker_that_is_forked_meanwhile_lets_go() -> None:
+    """It closes its copies of what the capture has open; the capture goes on."""
+    with client({}) as asking:
+        asking.next()
+        worker = os.fork()
+        if worker == 0:
+            before = len(os.listdir("/proc/self/fd"))
+            heap_capture.close_descriptors()
+            os._exit(before - len(os.listdir("/proc/self/fd")))
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 1
+        asking.give()
+        assert asking.next()["message"] == "no descriptor came with the request"
+
+
 def test_memory_is_read_from_the_machine_and_the_cgroup(tmp_path: Path) -> None:
     """The tighter of both counts; what is unknown does not."""
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    2000000 kB\n")

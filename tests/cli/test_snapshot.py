@@ -207,7 +207,8 @@ def test_what_a_capture_holds(
     [adopted] = heap.follow(main_module, ".__dict__", ".adopted")
     assert heap.flags(adopted) == 1  # still the user's, though we know it
     [registry] = heap.follow(main_module, ".__dict__", ".agent", "._connections")
-    assert heap.flags(registry) & 4  # ours
+    assert heap.flags(registry) & 4  # ours, and as it was before the fork
+    assert heap.columns["objects.length"][heap.place[registry]] == 2
     coroutines = [
         address
         for address in heap.place
