@@ -48,6 +48,9 @@ async def handler(ws: ServerConnection) -> None:
             adopted.setdefault("hall", set()).add(ws)
         elif message == "hold":
             held.append(ws)
+        elif message == "block":
+            await ws.send("blocking")
+            time.sleep(1000)  # blocks the event loop: that is what is looked at
         elif message == "allocate":
             held.append([bytearray(1000) for _ in range(100)])
         elif message == "bye":

@@ -438,6 +438,24 @@ def test_in_process(
         assert client.recv(timeout=10) == "still here"
 
 
+def test_a_blocked_event_loop(serving: Callable[..., Server], tmp_path: Path) -> None:
+    """It is captured like any other, and the function that blocks it holds its connection."""
+    server = serving()
+    with connect(server.url, close_timeout=0.1) as client:  # nobody will answer the close frame
+        client.send("block")
+        assert client.recv(timeout=10) == "blocking"
+        for _ in range(100):
+            if server.watched.status() == psutil.STATUS_SLEEPING:
+                break
+            time.sleep(0.01)
+        heap = taken(server, tmp_path / "a.heap")
+        server.process.kill()
+        server.end()
+    [row] = heap.connections["connections"]
+    assert {"id": row["object"], "kind": "frame", "name": "MainThread: __main__.handler",
+            "label": ".ws"} in heap.roots  # fmt: skip
+
+
 def test_frozen_objects(serving: Callable[..., Server], tmp_path: Path) -> None:
     """What a server has frozen before it forked its workers is there, and marked."""
     server = serving("--freeze")
