@@ -88,7 +88,8 @@ def why(
         from leakhunt.report.heap import answer_lines
 
         stdout_console().print(answer_lines(answer, asked_for=asked_for, limit=limit))
-    if answer.groups and not connection and not type_name:
+    leaks = any(not group.passing for group in answer.groups)
+    if leaks and not connection and not type_name:
         raise typer.Exit(1)
 
 

@@ -2,7 +2,8 @@
 
     python leaky_app.py leaky|fixed
 
-Prints its port. On a line of input it collects garbage and says so; it ends with its input.
+Prints its port. Answers each line of input, and ends with its input. ``collect`` is a full
+collection; ``chain ADDRESS`` gives the addresses from a module to an object as objgraph finds them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextvars
 import functools
 import gc
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +31,6 @@ errors: list[BaseException] = []
 environs: dict[str, dict[str, Any]] = {}
 background: set[asyncio.Task[None]] = set()
 current: contextvars.ContextVar[Any] = contextvars.ContextVar("current")
-started = asyncio.Event()
 
 
 async def in_set(ws: ServerConnection) -> None:
@@ -133,13 +134,26 @@ async def handler(ws: ServerConnection) -> None:
     await globals()[f"in_{ws.request.path[1:]}"](ws)
 
 
+def chain_to(address: int) -> list[int]:
+    import objgraph
+
+    wanted = next(one for one in gc.get_objects() if id(one) == address)
+    return [id(one) for one in objgraph.find_backref_chain(wanted, objgraph.is_proper_module)]
+
+
+def answer(line: str) -> str:
+    if line.startswith("chain "):
+        return json.dumps(chain_to(int(line.split()[1])))
+    gc.collect()
+    return "collected"
+
+
 async def main() -> None:
     loop = asyncio.get_running_loop()
     async with serve(agent.websockets(handler), "127.0.0.1", 0, ping_interval=None) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
-        while await loop.run_in_executor(None, sys.stdin.readline):
-            gc.collect()
-            print("collected", flush=True)
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            print(answer(line), flush=True)
 
 
 asyncio.run(main())

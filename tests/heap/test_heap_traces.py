@@ -330,6 +330,20 @@ def test_causes_are_known(name: str) -> None:
     assert holder in holder_text(group.trace)
 
 
+def test_what_ends_by_itself_comes_last() -> None:
+    """engine.io's ping task sleeps out its interval: it is shown, behind the leaks."""
+    heap = in_rooms(1)
+    heap.add("task", "_asyncio.Task")
+    heap.add("coroutine", "builtins.coroutine")
+    heap.add("socket", "engineio.async_socket.AsyncSocket", size=100_000)
+    heap.root("task", "engineio.async_socket.AsyncSocket._send_ping", "task")
+    heap.chain("task", "._coro", "coroutine", ".self", "socket")
+    heap.close(7, "socket")
+    assert [(group.members, group.passing) for group in why(heap).groups] == [
+        (("chat:0",), False), (("chat:7",), True),
+    ]  # fmt: skip
+
+
 def test_an_attribute_is_no_known_cause() -> None:
     """A plain attribute is shown as the suspect; no cause is made up for it."""
     heap = Drawn()

@@ -153,6 +153,33 @@ def test_leakhunt_holds_nothing() -> None:
     assert way_to(heap, "other") == "leakhunt only : Connection"
 
 
+def test_the_way_leads_through_what_wraps_a_connection() -> None:
+    """What the user holds over a wrapper of ours is the user's; what an agent knows is not."""
+    heap = Drawn()
+    heap.add("scores", "builtins.dict")
+    heap.add("websocket", "starlette.websockets.WebSocket")
+    heap.add("session", "leakhunt.adapters.asgi.Session", own=True)
+    heap.add("protocol", "app.Protocol")
+    heap.add("agent", "leakhunt.agent.agent.Agent", own=True)
+    heap.add("other", "app.Protocol")
+    heap.module("chat", {"scores": "scores", "agent": "agent"})
+    heap.chain("scores", "key", "websocket", "._receive", "session", "._protocol", "protocol")
+    heap.edge("agent", ".other", "other")
+    assert way_to(heap, "protocol") == (
+        "chat.scores : dict key -> WebSocket ._receive -> leakhunt's Session ._protocol -> Protocol"
+    )
+    assert way_to(heap, "other") == "leakhunt only : Protocol"
+
+
+def test_a_way_without_us_is_preferred() -> None:
+    """However much longer it is."""
+    heap = chat()
+    heap.add("wrapper", "leakhunt.adapters.asgi.Session", own=True)
+    heap.module("a", {"wrapper": "wrapper"})
+    heap.edge("wrapper", ".ws", "ws")
+    assert way_to(heap, "ws") == "chat.rooms : dict ['lobby'] -> set -> ServerConnection"
+
+
 def test_the_way_leads_through_our_coroutines() -> None:
     """A handler that runs inside of a coroutine of ours is still held by its task."""
     heap = Drawn()

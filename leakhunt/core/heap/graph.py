@@ -4,8 +4,9 @@ An object's index is its place in the file. Addresses become indices by sorting 
 references lie one after the other by source (compressed sparse rows), and, made when first
 asked for, by target.
 
-leakhunt's own objects are taken out: what they hold is not held by the user's program. Coroutines
-and functions of ours stay, as the user's handlers run inside of them.
+leakhunt's own objects have no size here. Its agents are taken out, with the way over them: what
+they know is not held by the user's program. What wraps the user's handlers and connections stays,
+as the user's objects hold each other through it; see :class:`leakhunt.core.heap.paths.Paths`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ OTHER: Final = ("timer", "callback")
 
 C_ROOT: Final = "c-root"
 OURS: Final = "leakhunt"
+
+AGENT: Final = "leakhunt.agent.agent.Agent"
 
 _RUNNING: Final = frozenset(
     f"builtins.{name}"
@@ -69,9 +72,12 @@ class Graph:
         flags = _as_array(heap.flags, np.uint8)
         self.own: Bools = (flags & OWN) != 0
         self.size[self.own] = 0
-        kept = np.array([one.name in _RUNNING for one in heap.types], dtype=bool)
-        self.hidden: Bools = self.own & ~kept[self.type] if self.count else self.own
-        """Which objects are leakhunt's own and not in the graph."""
+        agents = np.array([one.name == AGENT for one in heap.types], dtype=bool)
+        running = np.array([one.name in _RUNNING for one in heap.types], dtype=bool)
+        self.hidden: Bools = self.own & agents[self.type] if self.count else self.own
+        """Which objects are our agents, and not in the graph."""
+        self.ours: Bools = self.own & ~running[self.type] if self.count else self.own
+        """Which are ours and not code that runs: the user's program does not go through them."""
         hidden = self.hidden
         refs = _as_array(heap.refs, np.uint32)
         source = np.repeat(np.arange(self.count, dtype=np.int32), refs)
@@ -84,8 +90,11 @@ class Graph:
             # The process went on meanwhile: a count says little but for what nobody refers to.
             held &= (degree == 0) | (refcount == BIG)
         self._external: Bools = held & ~hidden
-        from_ours = target[(target >= 0) & hidden[source]] if self.count else target
-        self._held_by_us: Ints = np.unique(from_ours)
+        if self.count:
+            by_agents = (target >= 0) & hidden[source] & ~hidden[target]
+            self._held_by_agents: Ints = np.unique(target[by_agents])
+        else:
+            self._held_by_agents = target
         keep = target >= 0
         if self.count:
             keep &= ~hidden[source]
@@ -129,7 +138,7 @@ class Graph:
         """Indices of all objects whose types have one of these full names; ours are not."""
         wanted = set(names)
         numbers = [at for at, one in enumerate(self.heap.types) if one.name in wanted]
-        return np.flatnonzero(np.isin(self.type, numbers) & ~self.hidden)
+        return np.flatnonzero(np.isin(self.type, numbers) & ~self.own)
 
     @cached_property
     def label_numbers(self) -> dict[str, int]:
@@ -158,35 +167,32 @@ class Graph:
     def roots(self) -> list[Root]:
         """Everything that is held from outside, the clearest first, in an order that is stable.
 
-        An object may be there more than once.
+        An object may be there more than once. What leakhunt holds comes last.
         """
         named: list[Root] = []
+        ours: list[Root] = []
         for one in self.heap.roots:
             index = self.index(one.get("id"))
             kind, name = str(one.get("kind")), str(one.get("name"))
-            if index < 0 or self.hidden[index] or _is_ours(kind, name):
+            if index < 0 or self.hidden[index]:
                 continue
             if kind == "task" and (name.endswith("(ended)") or name == "?"):
                 continue  # it does nothing any more: whoever refers to it holds it
+            if self.own[index] or _is_ours(kind, name):
+                ours.append(Root(index, OURS, "leakhunt"))
+                continue
             named.append(Root(index, kind, name, str(one.get("label", ""))))
         rank = {kind: number for number, kind in enumerate((*NAMED, *OTHER))}
         named.sort(key=lambda root: (rank.get(root.kind, 9), root.name, root.label))
-        known = {root.index for root in named}
+        known = {root.index for root in named} | {root.index for root in ours}
         unnamed = [
-            Root(int(index), C_ROOT, "C code")
+            Root(int(index), OURS if self.ours[index] else C_ROOT, "C code")
             for index in np.flatnonzero(self._external)
             if int(index) not in known
         ]
-        return named + unnamed
-
-    @cached_property
-    def held_by_us(self) -> list[Root]:
-        """What leakhunt's objects refer to."""
-        return [
-            Root(int(index), OURS, "leakhunt")
-            for index in self._held_by_us
-            if not self.hidden[index]
-        ]
+        ours += [Root(int(index), OURS, "leakhunt") for index in self._held_by_agents]
+        every = named + unnamed + ours
+        return sorted(every, key=lambda root: root.kind == OURS)
 
 
 _PAGE: Final = 20

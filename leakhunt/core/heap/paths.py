@@ -2,8 +2,10 @@
 
 A breadth-first search from all roots at the same time, a frontier at a time with numpy. First
 from the roots that explain themselves; then, for what those do not reach, from timers and
-callbacks, from what C code holds, and at last from leakhunt's own objects. Ties are broken by
-the order of roots and references, which does not depend on addresses.
+callbacks, and from what C code holds. Up to here no way leads over objects of leakhunt; then those
+may be passed that the user's objects hold, such as what wraps a connection; at last comes what
+leakhunt alone holds. Ties are broken by the order of roots and references, which does not depend
+on addresses.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from leakhunt.core.heap.graph import NAMED, OTHER, Graph, Ints, Root
+from leakhunt.core.heap.graph import C_ROOT, NAMED, OTHER, OURS, Graph, Ints, Root
 
 NONE: Final = -1
 _FEW: Final = 24
@@ -34,13 +36,17 @@ class Paths:
         self.graph = graph
         self._edge = np.full(graph.count, NONE, dtype=np.int32)
         self._root = np.full(graph.count, NONE, dtype=np.int32)
-        self._seen = graph.hidden.copy()
+        # What is not to be entered counts as seen, until it may be.
+        self._seen = graph.hidden | graph.ours
         self._roots: list[Root] = []
-        stages = (NAMED, OTHER, None)
-        for stage in stages:
-            self._search([one for one in graph.roots if stage is None or one.kind in stage])
-        self._reachable = self._seen & ~graph.hidden
-        self._search(graph.held_by_us)
+        for kinds in (NAMED, OTHER, (C_ROOT,)):
+            self._search([one for one in graph.roots if one.kind in kinds])
+        reached = self._seen & ~graph.ours & ~graph.hidden
+        entered = reached[graph.source] & graph.ours[graph.target]
+        self._seen = reached | graph.hidden
+        self._search([], np.flatnonzero(entered))
+        self._by_user = self._seen.copy()
+        self._search([one for one in graph.roots if one.kind == OURS])
 
     def reaches(self, index: int) -> bool:
         """Whether anything holds the object, leakhunt too; else it is garbage, not yet freed."""
@@ -48,7 +54,7 @@ class Paths:
 
     def ours_alone(self, index: int) -> bool:
         """Whether only leakhunt's own objects hold it."""
-        return self.reaches(index) and not self._reachable[index]
+        return self.reaches(index) and not self._by_user[index]
 
     def to(self, index: int) -> Route | None:
         """The shortest way to an object; ``None`` if nothing holds it."""
@@ -61,8 +67,15 @@ class Paths:
         edges.reverse()
         return Route(self._roots[int(self._root[index])], edges)
 
-    def _search(self, roots: list[Root]) -> None:
+    def _search(self, roots: list[Root], edges: Ints | None = None) -> None:
+        """Go on from roots, and over some references from what was found already."""
         frontier = []
+        for edge in () if edges is None else edges.tolist():
+            target = int(self.graph.target[edge])
+            if not self._seen[target]:
+                self._seen[target] = True
+                self._edge[target] = edge
+                frontier.append(target)
         for root in roots:
             if not self._seen[root.index]:
                 self._seen[root.index] = True

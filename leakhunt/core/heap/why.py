@@ -53,13 +53,18 @@ class Group:
     others: tuple[str, ...]
     """Ways in which that object is held beside it."""
 
+    @property
+    def passing(self) -> bool:
+        """It ends by itself."""
+        return self.cause is not None and self.cause.passing
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Why the objects that were asked for are there."""
 
     groups: list[Group]
-    """What holds most comes first."""
+    """What holds most comes first, what ends by itself last."""
     asked: int
     garbage: tuple[Target, ...] = ()
     """Those that nothing holds: they wait for a collection."""
@@ -102,9 +107,7 @@ class Heap:
     def tree(self) -> DominatorTree:
         """The dominator tree. A living connection is one node with its transport and tasks."""
         graph = self.graph
-        held = np.array(
-            sorted({one.index for one in (*graph.roots, *graph.held_by_us)}), dtype=np.int64
-        )
+        held = np.array(sorted({one.index for one in graph.roots}), dtype=np.int64)
         one_of = np.arange(graph.count, dtype=np.int32)
         for index, others in self.parts.items():
             one_of[others] = index
@@ -243,7 +246,7 @@ class Heap:
             self._group(fingerprint, members, present, known)
             for fingerprint, members in traces.items()
         ]
-        groups.sort(key=lambda one: (-one.retained_bytes, -one.count, one.fingerprint))
+        groups.sort(key=lambda one: (one.passing, -one.retained_bytes, -one.count, one.fingerprint))
         return Answer(groups, len(targets), garbage, len(targets) - len(present), len(ours))
 
     def _shared(self, routes: dict[int, Route]) -> Counter[int]:
@@ -351,7 +354,7 @@ class Heap:
                 break
             size = int(tree.retained[heaviest])
             label, by = self._reference(at, heaviest)
-            if label != ".__dict__":
+            if label not in (".__dict__", "._coro", "await"):
                 words = (by, label, short(graph.type_name(heaviest)))
                 steps.append(" ".join(word for word in words if word))
             at = heaviest

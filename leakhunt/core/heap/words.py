@@ -83,6 +83,8 @@ def _hop(graph: Graph, index: int, label: str, of: str) -> Hop:
         what = f"module {of}" if not label else "module"
     elif is_task(kind):
         what = f"task {task_name(graph, index)}".rstrip()
+    elif kind.startswith("leakhunt."):
+        what = f"leakhunt's {what}"
     elif given:
         what = f"{what} {given}"
     elif kind in SUSPENDED and of and label in ("", "._coro"):
