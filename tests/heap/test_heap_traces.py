@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from drawn_heap import Drawn
@@ -328,6 +330,13 @@ def test_causes_are_known(name: str) -> None:
     assert group.cause.name == (name if name in CASES else "callback-closure")
     assert group.cause.fix
     assert holder in holder_text(group.trace)
+
+
+def test_causes_are_documented() -> None:
+    """docs/heap.md has each of them."""
+    page = Path(__file__).parents[2].joinpath("docs", "heap.md").read_text("utf-8")
+    words = set(re.findall(r"`([^`\n]+)`", page))
+    assert {*CASES, "engineio-ping", *map(str, State)} <= words
 
 
 def test_what_ends_by_itself_comes_last() -> None:
