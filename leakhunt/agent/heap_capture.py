@@ -260,7 +260,7 @@ class Capture(threading.Thread):
             raise EOFError
         with _fork_warning_ignored(), capture_fork():
             begun = time.perf_counter()
-            child = os.fork()
+            child = _forked()
             if child == 0:
                 run_child(self._output, records, keys=request.keys, timeout_s=request.timeout_s)
         pause = time.perf_counter() - begun
@@ -341,10 +341,21 @@ class Capture(threading.Thread):
             return True
 
 
+def _forked() -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        raise Refused(
+            f"the process could not be forked: {error.strerror}",
+            "where memory may not be overcommitted (vm.overcommit_memory=2) a fork needs as much "
+            "as the server has; --in-process needs less",
+        ) from None
+
+
 def _check_interpreter(in_process: bool) -> None:
     if sys.implementation.name != "cpython":
         raise Refused(f"the heap of {sys.implementation.name} cannot be read, only CPython's")
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    if "t" in sys.abiflags:
         raise Refused("the heap of a free-threaded Python cannot be read")
     if not in_process and not hasattr(os, "fork"):
         raise Refused(
@@ -424,7 +435,8 @@ def _verdict(status: int | None) -> str:
         if number == signal.SIGALRM:
             return "its process did not end in time"
         name = signal.Signals(number).name if number in signal.valid_signals() else str(number)
-        return f"its process was ended by {name}"
+        memory = " (the kernel does so when memory runs out)" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{memory}"
     code = os.WEXITSTATUS(status)
     if code in errno.errorcode:
         return f"its process failed: {os.strerror(code)}"
