@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from leakhunt.cli.say import say
 from leakhunt.collect.heap_reader import read_heap
 from leakhunt.core.heap.columns import Columns
 from leakhunt.errors import HeapFileError
 
 if TYPE_CHECKING:
     from leakhunt.core.heap.why import Answer, Heap, Target
+
+
+LARGE = 1_000_000
+"""Objects from which on somebody who waits is told why."""
 
 
 def why(
@@ -70,6 +75,8 @@ def why(
 
         import igraph  # noqa: F401 # isort: skip - said now, not after a minute of work
 
+        if len(columns.id) > LARGE:
+            say(f"{len(columns.id):,} objects: this takes a minute")
         heap = Heap(columns)
         if retained:
             _show_retained(heap, source, limit, as_json)

@@ -278,6 +278,18 @@ def context(heap: Drawn) -> None:
     heap.edge("node", "[ContextVar current]", "ws")
 
 
+def timer(heap: Drawn, kind: str = "app.Handshake") -> None:
+    heap.add("loop", "uvloop.Loop")
+    heap.add("timers", "builtins.set")
+    heap.add("timer", "uvloop.loop.TimerHandle")
+    heap.add("method", "builtins.method")
+    heap.add("handshake", kind)
+    heap.root("loop", "uvloop.Loop", "loop")
+    heap.root("timer", "app.Handshake.time_out", "timer")
+    heap.chain("loop", "", "timers", "{}", "timer", "", "method", ".__self__", "handshake")
+    heap.edge("handshake", ".ws", "ws")
+
+
 def lru_cache(heap: Drawn) -> None:
     heap.add("cached", "functools._lru_cache_wrapper")
     heap.add("dict", "builtins.dict")
@@ -310,6 +322,7 @@ CASES = {
     "callback-closure": (closure, "chat.callbacks : list"),
     "task-never-ended": (task, "task chat.pump"),
     "contextvar": (context, "Context"),
+    "pending-timer": (timer, "loop uvloop.Loop : Loop -> set"),
     "lru-cache": (lru_cache, "chat.cached : _lru_cache_wrapper"),
     "traceback": (traceback, "chat.errors : list"),
     "engineio-environ": (engineio, "chat.sio : AsyncServer .environ -> dict"),
@@ -351,6 +364,20 @@ def test_what_ends_by_itself_comes_last() -> None:
     assert [(group.members, group.passing) for group in why(heap).groups] == [
         (("chat:0",), False), (("chat:7",), True),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "passing"), [("app.Handshake", False), ("sanic.server.protocols.Http", True)]
+)
+def test_timers_of_servers_pass(kind: str, passing: bool) -> None:
+    """A server's own timer fires soon and is no leak; the timer's function is named."""
+    heap = Drawn()
+    heap.add("ws", WS)
+    heap.close(1, "ws")
+    timer(heap, kind)
+    group = only_group(heap)
+    assert group.passing is passing
+    assert "TimerHandle app.Handshake.time_out" in group.trace.text
 
 
 def test_an_attribute_is_no_known_cause() -> None:

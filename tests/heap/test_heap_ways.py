@@ -101,6 +101,17 @@ def test_a_task_that_has_ended_holds_nothing() -> None:
     assert way_to(heap, "task") == "chat.tasks : set -> task chat.pump (ended)"
 
 
+def test_a_module_is_preferred_to_a_frame() -> None:
+    """What is a name of a module and a variable of a frame, too, is called by the former."""
+    heap = Drawn()
+    heap.add("app", "chat.App")
+    heap.add("ws", "app.Connection")
+    heap.module("chat", {"app": "app"})
+    heap.edge("app", ".ws", "ws")
+    heap.root("frame", "MainThread: chat.run", "app", ".application")
+    assert way_to(heap, "ws") == "chat.app : App .ws -> Connection"
+
+
 def test_what_c_code_holds() -> None:
     """More references than the graph has: something outside of it holds the object."""
     heap = Drawn()

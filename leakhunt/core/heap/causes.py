@@ -119,6 +119,22 @@ def _task(trace: Trace, way: list[Hop], at: int) -> Cause | None:
     )
 
 
+def _timer(trace: Trace, way: list[Hop], at: int) -> Cause | None:
+    timer = next((hop for hop in way[: at + 1] if hop.type.endswith("TimerHandle")), None)
+    if timer is None:
+        return None
+    after = way[way.index(timer) + 1 :]
+    return Cause(
+        "pending-timer",
+        f"{timer.what} has not fired yet, and holds what it will call",
+        (
+            "handle = loop.call_later(...)  ...  finally: handle.cancel()",
+            "it is free when the timer fires, unless that sets the next one",
+        ),
+        passing=any(hop.type.startswith(_SERVERS) for hop in after[:2]),
+    )
+
+
 def _closure(trace: Trace, way: list[Hop], at: int) -> Cause | None:
     inside = [hop.label for hop in way[at + 1 :]]
     called = any(label.startswith("closure ") for label in inside) or (
@@ -176,6 +192,13 @@ def _registry(trace: Trace, way: list[Hop], at: int) -> Cause | None:
 
 _DATA_KEYS: Final = ("[str", "[bytes", "[int", "[tuple", "[bool", "[float", "[b'", '[b"')
 
+_SERVERS: Final = (
+    "aiohttp.", "asyncio.", "daphne.", "engineio.", "hypercorn.", "sanic.", "socketio.",
+    "starlette.", "tornado.", "uvicorn.", "uvloop.", "websockets.", "wsproto.",
+)  # fmt: skip
+"""Modules of servers: their timers are short, and set again for living connections only."""
+
 _RULES: Final[tuple[Callable[[Trace, list[Hop], int], Cause | None], ...]] = (
-    _lru_cache, _traceback, _context_variable, _engineio, _task, _closure, _keyed, _registry,
+    _lru_cache, _traceback, _context_variable, _engineio, _task, _timer, _closure, _keyed,
+    _registry,
 )  # fmt: skip

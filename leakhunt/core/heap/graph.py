@@ -152,9 +152,10 @@ class Graph:
         return {int(at): number for number, at in enumerate(found) if at >= 0}
 
     @cached_property
-    def task_names(self) -> dict[int, str]:
-        """Index of each task -> the coroutine that it runs."""
-        rows = [one for one in self.heap.roots if one.get("kind") == "task"]
+    def called(self) -> dict[int, str]:
+        """Index of each task, timer and callback -> the coroutine or function that it runs."""
+        kinds = ("task", *OTHER)
+        rows = [one for one in self.heap.roots if one.get("kind") in kinds]
         found = self.indices([one["id"] for one in rows])
         return {int(at): str(one["name"]) for at, one in zip(found, rows, strict=True) if at >= 0}
 

@@ -17,6 +17,7 @@ import numpy as np
 from leakhunt.core.heap.graph import C_ROOT, NAMED, OTHER, OURS, Graph, Ints, Root
 
 NONE: Final = -1
+_NAMES_AFTER: Final = 2
 _FEW: Final = 24
 """Of a frontier that is smaller, objects are taken one by one: numpy's calls would cost more."""
 
@@ -39,7 +40,11 @@ class Paths:
         # What is not to be entered counts as seen, until it may be.
         self._seen = graph.hidden | graph.ours
         self._roots: list[Root] = []
-        for kinds in (NAMED, OTHER, (C_ROOT,)):
+        # A module's names are two references away from it, and as near to the reader as a task or
+        # the variable of a frame: those join in then.
+        modules = [one for one in graph.roots if one.kind == "module"]
+        self._search(modules, then=[one for one in graph.roots if one.kind in NAMED])
+        for kinds in (OTHER, (C_ROOT,)):
             self._search([one for one in graph.roots if one.kind in kinds])
         reached = self._seen & ~graph.ours & ~graph.hidden
         entered = reached[graph.source] & graph.ours[graph.target]
@@ -67,24 +72,42 @@ class Paths:
         edges.reverse()
         return Route(self._roots[int(self._root[index])], edges)
 
-    def _search(self, roots: list[Root], edges: Ints | None = None) -> None:
-        """Go on from roots, and over some references from what was found already."""
-        frontier = []
-        for edge in () if edges is None else edges.tolist():
-            target = int(self.graph.target[edge])
-            if not self._seen[target]:
-                self._seen[target] = True
-                self._edge[target] = edge
-                frontier.append(target)
+    def _search(
+        self, roots: list[Root], edges: Ints | None = None, then: list[Root] | None = None
+    ) -> None:
+        """Go on from roots, or over some references from what was found already.
+
+        Args:
+            then: more roots, from which the search goes on after two steps.
+        """
+        front = self._entered(edges) if edges is not None else self._begun(roots)
+        step = 0
+        while len(front) or then:
+            front = self._one_by_one(front) if len(front) < _FEW else self._together(front)
+            step += 1
+            if then and step == _NAMES_AFTER:
+                front = np.concatenate((front, self._begun(then)))
+                then = None
+
+    def _begun(self, roots: list[Root]) -> Ints:
+        """The objects of roots, those that were not found yet."""
+        front = []
         for root in roots:
             if not self._seen[root.index]:
                 self._seen[root.index] = True
                 self._root[root.index] = len(self._roots)
                 self._roots.append(root)
-                frontier.append(root.index)
-        front: Ints = np.array(frontier, dtype=np.int64)
-        while len(front):
-            front = self._one_by_one(front) if len(front) < _FEW else self._together(front)
+                front.append(root.index)
+        return np.array(front, dtype=np.int64)
+
+    def _entered(self, edges: Ints) -> Ints:
+        """The objects that references lead to, those that were not found yet."""
+        targets, first = np.unique(self.graph.target[edges], return_index=True)
+        new = ~self._seen[targets]
+        targets, first = targets[new], first[new]
+        self._seen[targets] = True
+        self._edge[targets] = edges[first]
+        return targets.astype(np.int64)
 
     def _one_by_one(self, front: Ints) -> Ints:
         graph, seen = self.graph, self._seen

@@ -82,7 +82,9 @@ def _hop(graph: Graph, index: int, label: str, of: str) -> Hop:
     elif kind == "builtins.module":
         what = f"module {of}" if not label else "module"
     elif is_task(kind):
-        what = f"task {task_name(graph, index)}".rstrip()
+        what = f"task {graph.called.get(index, '')}".rstrip()
+    elif index in graph.called:
+        what = f"{what} {graph.called[index]}"
     elif kind.startswith("leakhunt."):
         what = f"leakhunt's {what}"
     elif given:
@@ -103,11 +105,6 @@ def short(kind: str) -> str:
 def is_task(kind: str) -> bool:
     """Whether it is the name of asyncio's type of tasks."""
     return kind in ("_asyncio.Task", "asyncio.tasks._PyTask", "asyncio.tasks.Task")
-
-
-def task_name(graph: Graph, index: int) -> str:
-    """The coroutine that a task runs, as the capture has it."""
-    return graph.task_names.get(index, "")
 
 
 def root_text(root: Root) -> str:
