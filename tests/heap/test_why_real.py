@@ -18,6 +18,9 @@ from websockets.sync.client import connect
 from leakhunt.__main__ import main
 from leakhunt.collect.heap_reader import read_heap
 from leakhunt.collect.heap_request import snapshot
+from leakhunt.core.heap.containers import by_container
+from leakhunt.core.heap.diff import between, growing, outermost
+from leakhunt.core.heap.totals import by_type
 from leakhunt.core.heap.why import GRACE_S, Heap, Target
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -212,6 +215,26 @@ def test_a_registry_on_fastapi(servers: Servers) -> None:
     assert group.cause.name == "keyed-by-connection"
     twin = servers.boards["fixed board"].heap
     assert twin.why(twin.closed_connections()).groups == []
+
+
+def test_rounds_show_the_container_that_grows(servers: Servers, tmp_path: Path) -> None:
+    """Of the program's containers one grows in every step: the registry, by one per connection."""
+    app = servers.apps["leaky"]
+    heaps = []
+    for number in range(3):
+        for _ in range(EACH):
+            with connect(f"{app.url}/set"):
+                pass
+        app.ask("collect")
+        snapshot(app.process.pid, tmp_path / f"{number}.heap")
+        heaps.append(Heap(read_heap(tmp_path / f"{number}.heap")))
+    rows = outermost(growing([by_container(heap) for heap in heaps]))
+    # The loop's list of timers may grow, too: it keeps cancelled ones for a while.
+    grown = [(row.name, row.grown) for row in rows if row.name.startswith("__main__.")]
+    assert grown == [("__main__.rooms : dict [str 5] -> set", 2 * EACH)]
+    happened = between(heaps[0].columns, heaps[-1].columns)
+    assert (happened.opened, happened.closed, happened.same_process) == (2 * EACH, 2 * EACH, True)
+    assert growing([by_type(heaps[0].columns)] * 3) == []
 
 
 def test_why_of_a_process(servers: Servers, capsys: pytest.CaptureFixture[str]) -> None:
