@@ -139,7 +139,7 @@ def _targets(
             )  # fmt: skip
         return heap.of_type(type_name), f"objects of {', '.join(names)}"
     if connection:
-        return _connection(heap, source, connection), f"connection {connection}"
+        return _connection(heap, source, connection), f"objects of connection {connection}"
     if not heap.columns.meta.get("agents"):
         raise HeapFileError(
             source, "no agent was in that process: nobody says which connections are closed",

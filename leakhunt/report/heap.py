@@ -43,16 +43,23 @@ def answer_lines(answer: Answer, *, asked_for: str, limit: int) -> RenderableTyp
 def summary_line(answer: Answer, asked_for: str) -> str:
     """How many were asked for, and what became of them."""
     held = sum(group.count for group in answer.groups)
-    parts = [f"{human_count(held)} are held, in {len(answer.groups)} ways"]
+    ways = "1 way" if len(answer.groups) == 1 else f"{human_count(len(answer.groups))} ways"
+    parts = [f"{_are(held)} held, in {ways}"]
     if answer.garbage:
-        parts.append(f"{human_count(len(answer.garbage))} are garbage that waits for a collection")
+        parts.append(f"{_are(len(answer.garbage))} garbage that waits for a collection")
     if answer.ours:
-        parts.append(f"{human_count(answer.ours)} are held by leakhunt alone")
+        parts.append(f"{_are(answer.ours)} held by leakhunt alone")
     if answer.gone:
-        parts.append(f"{human_count(answer.gone)} are gone")
+        parts.append(f"{_are(answer.gone)} gone")
+    if answer.left_out:
+        parts.append(f"{human_count(answer.left_out)} that retain less were not looked at")
     if not answer.asked:
         return f"no {asked_for}: nothing is held that should be gone"
     return f"{human_count(answer.asked)} {asked_for}: {', '.join(parts)}"
+
+
+def _are(count: int) -> str:
+    return "1 is" if count == 1 else f"{human_count(count)} are"
 
 
 def _group(group: Group, number: int, total: int) -> list[RenderableType]:
@@ -68,7 +75,9 @@ def _group(group: Group, number: int, total: int) -> list[RenderableType]:
     lines += _hops(group.trace)
     lines.append(Text())
     if group.cause:
-        lines.append(Text(f"  cause   {printable(group.cause.text)}"))
+        known = group.trace.hops[-1].state is State.LEAKING
+        text = group.cause.text if known else f"if these should be gone: {group.cause.text}"
+        lines.append(Text(f"  cause   {printable(text)}"))
         for place, fix in enumerate(group.cause.fix):
             lines.append(Text(f"  {'fix' if not place else '   '}     {fix}"))
     for other in group.others:
@@ -112,6 +121,7 @@ def answer_json(answer: Answer, *, file: str, asked_for: str) -> dict[str, Any]:
     return {
         "kind": "why", "v": FORMAT_VERSION, "file": file, "asked_for": asked_for,
         "asked": answer.asked, "gone": answer.gone, "held_by_leakhunt": answer.ours,
+        "not_looked_at": answer.left_out,
         "garbage": [one.name for one in answer.garbage],
         "groups": [_group_json(group) for group in answer.groups],
     }  # fmt: skip

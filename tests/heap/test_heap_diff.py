@@ -227,7 +227,7 @@ def test_why_of_a_file(save: Save, run: Run, capsys: pytest.CaptureFixture[str])
     suspect = next(at for at, line in enumerate(lines) if "{} -> Connection" in line)
     assert lines[suspect + 1].strip() == "~" * len("{} -> Connection")
     assert lines[suspect].index("{}") == lines[suspect + 1].index("~")
-    assert lines[-1] == "2 closed connections: 2 are held, in 1 ways"
+    assert lines[-1] == "2 closed connections: 2 are held, in 1 way"
     code, found = run("why", save("fine.heap", heap_of(2, opened=2)))
     assert (code, found["groups"]) == (0, [])
 
@@ -320,6 +320,14 @@ def test_errors_are_said(
         ("types.json", b"[]", "an object has a type that is not in types.json"),
         ("labels.json", b"[]", "a reference has a label that is not in labels.json"),
         ("types.json", None, "it has no types.json"),
+        ("types.json", b'[{"name": 1}]', "its content makes no sense"),
+        ("roots.json", b'[{"id": "x", "kind": "module", "name": "a"}]', "'x' is no address"),
+        ("roots.json", b'[{"id": -1, "kind": "module", "name": "a"}]', "-1 is no address"),
+        ("roots.json", b"[3]", "its content makes no sense"),
+        ("connections.json", b"[]", "its content makes no sense"),
+        ("connections.json", b'{"closed": [{"object": [1]}]}', "is no address"),
+        ("connections.json", b'{"closed": [{"closed_s": "soon"}]}', "its content makes no sense"),
+        ("meta.json", b'{"kind": "heap", "v": 1, "agents": [7]}', "an agent is no record"),
     ],
 )
 def test_damaged_files_are_refused(member: str, content: bytes | None, said: str) -> None:

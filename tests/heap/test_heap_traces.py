@@ -110,6 +110,14 @@ def test_a_fingerprint_does_not_count_links() -> None:
     assert only_group(heap).count == 3
 
 
+def test_of_very_many_the_heaviest_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are counted only."""
+    monkeypatch.setattr("leakhunt.core.heap.why.MOST", 2)
+    answer = why(in_rooms(5))
+    assert (answer.asked, answer.left_out) == (5, 3)
+    assert set(answer.groups[0].members) == {"chat:3", "chat:4"}
+
+
 # --- who is asked for -----------------------------------------------------------------------
 
 

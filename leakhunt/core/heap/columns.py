@@ -126,10 +126,12 @@ def read_columns(read: Read, where: str, *, edges: bool = True) -> Columns:
             edge_columns = {name: column(*place) for name, place in _EDGE_COLUMNS.items()}
             if not sum(objects["refs"]) == len(edge_columns["to"]) == len(edge_columns["label"]):
                 raise HeapFileError(where, "its references are not those of its objects")
-        connections = optional("connections.json", {})
+        if not all(isinstance(one, dict) for one in meta.get("agents", ())):
+            raise ValueError("an agent is no record")
+        known = optional("connections.json", {})
         names = optional("names.json", {})
         types = [
-            HeapType(str(one["name"]), str(one["module"]), int(one["id"]))
+            HeapType(str(one["name"]), str(one["module"]), _address(one["id"]))
             for one in json.loads(member("types.json"))
         ]
         if objects["type"] and max(objects["type"]) >= len(types):
@@ -140,10 +142,13 @@ def read_columns(read: Read, where: str, *, edges: bool = True) -> Columns:
         return Columns(
             meta=meta, types=types, labels=labels,
             large={int(key): int(one) for key, one in optional("objects.large.json", {}).items()},
-            roots=optional("roots.json", []),
-            connections=list(connections.get("connections", ())),
-            closed=list(connections.get("closed", ())),
-            names=dict(zip(names.get("id", ()), names.get("name", ()), strict=False)),
+            roots=[_root(one) for one in optional("roots.json", [])],
+            connections=[_row(one, "object", "bound") for one in known.get("connections", ())],
+            closed=[_row(one, "object") for one in known.get("closed", ())],
+            names={
+                _address(at): str(name)
+                for at, name in zip(names.get("id", ()), names.get("name", ()), strict=False)
+            },
             sites=[
                 (int(size), int(count), ":".join(map(str, trace[-1] if trace else ["?"])))
                 for size, count, trace in optional("tracemalloc.json", [])
@@ -152,3 +157,25 @@ def read_columns(read: Read, where: str, *, edges: bool = True) -> Columns:
         )  # fmt: skip
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise HeapFileError(where, f"its content makes no sense ({error})") from None
+
+
+def _address(value: Any) -> int:
+    """An address, or 0 for none. Raises ``ValueError`` for anything else."""
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise ValueError(f"{value!r} is no address")
+    return value
+
+
+def _root(one: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": _address(one["id"]), "kind": str(one["kind"]), "name": str(one["name"]),
+        "label": str(one.get("label", "")),
+    }  # fmt: skip
+
+
+def _row(one: dict[str, Any], *addresses: str) -> dict[str, Any]:
+    """A connection's record; those of its fields that are computed with have their types."""
+    numbers = {name: float(one.get(name) or 0) for name in ("closed_s", "last_heard_s")}
+    return {**one, **numbers, **{name: _address(one.get(name)) for name in addresses}}

@@ -22,7 +22,11 @@ from leakhunt.core.heap.words import SUSPENDED, hops_of, is_task, short, trace_t
 GRACE_S: Final = 5.0
 """A connection's object may stay this long after its end: handlers end after it."""
 
+MOST: Final = 50_000
+"""Objects whose ways are looked at; of more those that retain most."""
+
 _OTHERS: Final = 3
+_REFERRERS: Final = 1000
 _DEEPEST: Final = 12
 _TRANSPORTS: Final = (".transport", "._transport")
 
@@ -72,6 +76,8 @@ class Answer:
     """Those that are not in the heap any more."""
     ours: int = 0
     """Those that leakhunt alone holds."""
+    left_out: int = 0
+    """Those that were not looked at, as there are more than :data:`MOST`."""
 
 
 class Retained(NamedTuple):
@@ -230,8 +236,14 @@ class Heap:
         """Group the traces of objects; those that are not there any more are counted only."""
         paths = self.paths
         present = {one.index: one for one in targets if one.index >= 0}
+        gone = len(targets) - len(present)
+        left_out = max(0, len(present) - MOST)
+        if left_out:
+            indices = np.array(list(present))
+            heaviest = np.argsort(-self.tree.retained[indices], kind="stable")[:MOST]
+            present = {int(at): present[int(at)] for at in indices[heaviest]}
         garbage = tuple(one for one in present.values() if not paths.reaches(one.index))
-        ours = [one.index for one in present.values() if paths.ours_alone(one.index)]
+        ours = {one.index for one in present.values() if paths.ours_alone(one.index)}
         routes = {
             index: route
             for index in present
@@ -247,7 +259,7 @@ class Heap:
             for fingerprint, members in traces.items()
         ]
         groups.sort(key=lambda one: (one.passing, -one.retained_bytes, -one.count, one.fingerprint))
-        return Answer(groups, len(targets), garbage, len(targets) - len(present), len(ours))
+        return Answer(groups, len(targets), garbage, gone, len(ours), left_out)
 
     def _shared(self, routes: dict[int, Route]) -> Counter[int]:
         """How many of the ways lead over each object; living connections count as one more."""
@@ -291,7 +303,7 @@ class Heap:
         own = self.paths.to(trace.index)
         mine = set() if own is None else self._on_way(own)
         found = []
-        for referrer in self._referrers(trace.index):
+        for referrer in self._referrers(trace.index)[:_REFERRERS]:
             at = int(referrer)
             if at in mine or self.tree.dominates(trace.index, at):
                 continue
