@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from leakhunt.__main__ import main
 from leakhunt.collect.heap_reader import read_heap
@@ -78,67 +78,105 @@ class App:
         return self.process.stdout.readline().strip()
 
 
-class Servers(NamedTuple):
-    """All servers, each with its capture."""
+class Observed:
+    """A program under ``leakhunt run --observe``."""
 
-    apps: dict[str, App]
-    boards: dict[str, ScoreBoard]
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Leaky servers and their fixed twins."""
-    directory = tmp_path_factory.mktemp("heaps")
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as living:
-        patch.setenv("LEAKHUNT_DIR", str(directory / "run"))
-        apps = {which: App(which) for which in ("leaky", "fixed")}
-        boards = {f"{which} board": ScoreBoard(which) for which in ("leaky", "fixed")}
-        found: dict[str, App | ScoreBoard] = {**apps, **boards}
-        for app in found.values():
-            app.use(living)
-        time.sleep(GRACE_S + 0.5)  # the agents' clocks are in other processes
-        for app in apps.values():
-            assert app.ask("collect") == "collected"
-        for which, app in found.items():
-            file = directory / f"{which}.heap"
-            snapshot(app.process.pid, file)
-            app.heap = Heap(read_heap(file))
-        yield Servers(apps, boards)
-        living.close()
-        for app in found.values():
-            app.end()
-
-
-class ScoreBoard:
-    """A fixture on FastAPI under ``leakhunt run``, which holds who has gone, or does not."""
-
-    def __init__(self, which: str) -> None:
+    def __init__(self, *program: str | Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        program = FIXTURES / f"{which}_registry_leak.py"
         self.process = subprocess.Popen(
             [
                 sys.executable, "-m", "leakhunt", "run", "--observe", "--",
-                sys.executable, str(program), "--port", str(port),
+                sys.executable, *map(str, program), "--port", str(port),
             ]
         )  # fmt: skip
         self.url = f"ws://127.0.0.1:{port}"
         self.heap: Heap
 
     def use(self, living: ExitStack) -> None:
+        """One connection stays, others come and go."""
         for _ in range(300):
             with suppress(OSError):
-                living.enter_context(connect(self.url))
+                living.enter_context(self.client())
                 break
             time.sleep(0.1)
         for _ in range(EACH):
-            with connect(self.url) as client:
-                client.send("hello")
-                client.recv()
+            with self.client() as client:
+                self.talk(client)
+
+    def client(self) -> ClientConnection:
+        return connect(self.url)
+
+    def talk(self, client: ClientConnection) -> None:
+        client.send("hello")
+        client.recv()
 
     def end(self) -> None:
         self.process.terminate()
         self.process.wait(20)
+
+
+class SocketIO(Observed):
+    """It speaks the protocol of Socket.IO."""
+
+    def client(self) -> ClientConnection:
+        return connect(f"{self.url}/socket.io/?EIO=4&transport=websocket")
+
+    def talk(self, client: ClientConnection) -> None:
+        for message in ("40", '42["echo","hello"]'):
+            client.recv()
+            client.send(message)
+        assert client.recv() == '42["echo","hello"]'
+
+
+Running = TypeVar("Running", App, Observed)
+
+
+class Servers(NamedTuple):
+    """All servers, each with its capture."""
+
+    apps: dict[str, App]
+    observed: dict[str, Observed]
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Leaky servers and their fixed twins."""
+    directory = tmp_path_factory.mktemp("heaps")
+    here = Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as living:
+        patch.setenv("LEAKHUNT_DIR", str(directory / "run"))
+
+        def started(app: Running) -> Running:
+            living.callback(app.end)
+            return app
+
+        apps = {which: started(App(which)) for which in ("leaky", "fixed")}
+        observed = {}
+        for which in ("leaky", "fixed"):
+            board = Observed(FIXTURES / f"{which}_registry_leak.py")
+            observed[f"{which} board"] = started(board)
+            observed[f"{which} environ"] = started(SocketIO(here / "environ_app.py", which))
+        capture_all({**apps, **observed}, living, directory)
+        yield Servers(apps, observed)
+
+
+def capture_all(found: dict[str, App | Observed], living: ExitStack, directory: Path) -> None:
+    """Clients come and go, and each server's heap is captured when the last ones are gone."""
+    for app in found.values():
+        app.use(living)
+    time.sleep(GRACE_S + 0.5)  # the agents' clocks are in other processes
+    for which, app in found.items():
+        if isinstance(app, App):
+            assert app.ask("collect") == "collected"
+        file = directory / f"{which}.heap"
+        snapshot(app.process.pid, file)
+        app.heap = Heap(read_heap(file))
+
+
+@pytest.fixture(scope="module")
+def apps(servers: Servers) -> dict[str, App]:
+    return servers.apps
 
 
 def closed_of(app: App, path: str) -> list[Target]:
@@ -146,11 +184,6 @@ def closed_of(app: App, path: str) -> list[Target]:
     first = len(LEAKS) + 1 + EACH * list(LEAKS).index(path)
     names = {f"app:{number}" for number in range(first, first + EACH)}
     return [one for one in app.heap.closed_connections() if one.name in names]
-
-
-@pytest.fixture(scope="module")
-def apps(servers: Servers) -> dict[str, App]:
-    return servers.apps
 
 
 @pytest.mark.parametrize("path", LEAKS)
@@ -206,15 +239,28 @@ def test_open_connections_retain_something(apps: dict[str, App]) -> None:
 
 def test_a_registry_on_fastapi(servers: Servers) -> None:
     """The user's dictionary is named, though leakhunt's wrapper is behind it."""
-    heap = servers.boards["leaky board"].heap
+    heap = servers.observed["leaky board"].heap
     [group] = heap.why(heap.closed_connections()).groups
     assert group.count == EACH
     assert group.trace.text.startswith("__main__.scores : dict key -> WebSocket ")
     assert group.trace.suspect == 2
     assert group.cause is not None
     assert group.cause.name == "keyed-by-connection"
-    twin = servers.boards["fixed board"].heap
+    twin = servers.observed["fixed board"].heap
     assert twin.why(twin.closed_connections()).groups == []
+
+
+def test_an_environ_of_engineio(servers: Servers) -> None:
+    """A kept environ holds the server's protocol: the user's dictionary is named, first of all."""
+    for which, held in (("leaky", EACH), ("fixed", 0)):
+        heap = servers.observed[f"{which} environ"].heap
+        first, *others = heap.why(heap.of_type("WebSocketsSansIOProtocol")).groups
+        kept = first.trace.text.startswith("__main__.environs : dict [str 20] -> dict ")
+        assert (first.count if kept else 0) == held
+        assert not any("environs" in group.trace.text for group in others)
+        # engine.io's session itself goes with its ping task.
+        answer = heap.why(heap.closed_connections())
+        assert all(group.passing for group in answer.groups)
 
 
 def test_rounds_show_the_container_that_grows(servers: Servers, tmp_path: Path) -> None:
