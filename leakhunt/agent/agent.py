@@ -15,6 +15,7 @@ from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self
 
 from leakhunt.agent import closed, description, endpoint, forking
+from leakhunt.agent.closed_collection import ClosedCollection
 from leakhunt.agent.connection import Connection, connection_behind
 from leakhunt.agent.eviction import Evictions, OnEvict
 from leakhunt.agent.guard import Delivery, Guard
@@ -94,6 +95,9 @@ class Agent:
         """Whether it was made for mounts that name no agent."""
         self._connections: dict[int, Connection] = {}
         self._closed = closed.ClosedObjects() if self.settings.watch_closed else None
+        self._collection: ClosedCollection | None = None
+        if self._closed is not None and self.settings.collect_closed:
+            self._collection = ClosedCollection(self, self._closed)
         self._ids = itertools.count(1)
         self._heartbeat: Heartbeat | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -235,6 +239,8 @@ class Agent:
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
+        if self._collection is not None:
+            self._collection.stop()
         self.guarded.close()
         self._loop = None
 
@@ -247,6 +253,8 @@ class Agent:
         for conn in list(self._connections.values()):
             self.safely(conn.handle.release)
             self._forget(conn, RELEASED)
+        if self._collection is not None:
+            self._collection.stop()
         self._loop = None
 
     # The registry
@@ -284,13 +292,20 @@ class Agent:
         self.rooms.leave_index(conn)
         self.safely(self.guarded.drop, conn)
         if self._closed is not None and reason != RELEASED:
-            self.safely(self._watch_closed, self._closed, conn)
+            self.safely(self._watch_closed, self._closed, conn, reason)
 
-    def _watch_closed(self, watch: closed.ClosedObjects, conn: Connection) -> None:
+    def _watch_closed(self, watch: closed.ClosedObjects, conn: Connection, reason: str) -> None:
         obj = conn.websocket
         # A handle that stands for itself is ours, and held by us.
-        if obj is not None and obj is not conn.handle:
-            watch.watch(conn.id, obj, self.clock())
+        if obj is None or obj is conn.handle:
+            return
+        inner = getattr(conn.handle, "inner", None)  # a session's handle has its transport's
+        below = None if inner is None else inner.object
+        if below is inner:
+            below = None
+        watch.watch(conn.id, obj, self.clock(), reason=reason, below=below)
+        if self._collection is not None:
+            self._collection.wake()
 
     def find(self, id: int) -> Connection | None:
         """The connection of that number, if it is open."""
@@ -411,7 +426,7 @@ class Agent:
         return None if self._closed is None else self._closed.count(self.clock())
 
     def list_closed(self) -> list[dict[str, object]]:
-        """Objects of closed connections that still exist, for a heap capture (any thread)."""
+        """Objects of closed connections that still exist (any thread)."""
         return [] if self._closed is None else self._closed.describe(self.clock())
 
     @property
@@ -438,6 +453,8 @@ class Agent:
         self._connections = {}
         if self._closed is not None:
             self._closed.forget()
+        if self._collection is not None:
+            self._collection.forget()
         self.ledger = Ledger()
         self.rooms.clear()
         self.evictions.reset()

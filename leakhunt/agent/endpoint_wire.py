@@ -8,6 +8,8 @@
     -> {"v":1,"op":"conns"}    <- {"v":1,"kind":"conns",...}
                                   one line per connection
                                   {"v":1,"kind":"end","rows":N}
+    -> {"v":1,"op":"retained"} <- {"v":1,"kind":"retained",...,"watching":N} and lines likewise, one
+                                  per object of a closed connection that still exists
     -> {"v":1,"op":"collect"}  <- {"v":1,"kind":"collect",...,"collection":{...}}
     -> {"v":1,"op":"snapshot",...}  what follows is said in leakhunt.agent.heap_capture
     anything else              <- {"v":1,"kind":"error","message":"..."}
@@ -37,7 +39,7 @@ from leakhunt.core.views import PROTOCOL_VERSION
 
 logger = logging.getLogger("leakhunt")
 
-OPERATIONS: Final = ("hello", "status", "conns", "collect", "snapshot")
+OPERATIONS: Final = ("hello", "status", "conns", "retained", "collect", "snapshot")
 
 EXPENSIVE_S: Final = 0.05
 """A status that took longer than this to make is shared by all who ask ..."""
@@ -66,6 +68,9 @@ class Source(Protocol):
 
     def count_closed(self) -> Counts | None:
         """What is left of closed connections; ``None``: they are not watched."""
+
+    def list_closed(self) -> list[dict[str, object]]:
+        """One record for each object of a closed connection that still exists."""
 
     def loop_is_closed(self) -> bool:
         """Whether the agent's event loop is closed for good."""
@@ -110,6 +115,8 @@ class Answerer:
             return HandOver(content)
         if op == "collect":
             return self._collect()
+        if op == "retained":
+            return self._retained()
         return self._connections()
 
     def _status(self, detailed: bool) -> Iterator[bytes]:
@@ -171,12 +178,25 @@ class Answerer:
             self._described[id(source)] = (ended, description)
         return description
 
+    def _retained(self) -> Iterator[bytes]:
+        sources = [one for one in self._sources() if runtime.tried(one.count_closed) is not None]
+        header = {**_header("retained"), "watching": len(sources)}
+        return self._rows(header, sources, _closed_rows)
+
     def _connections(self) -> Iterator[bytes]:
-        yield _line(_header("conns"))
+        return self._rows(_header("conns"), self._sources(), lambda one: one.describe_connections())
+
+    def _rows(
+        self,
+        header: dict[str, object],
+        sources: Sequence[Source],
+        rows_of: Callable[[Source], Iterator[dict[str, object]]],
+    ) -> Iterator[bytes]:
+        yield _line(header)
         rows = 0
-        for source in self._sources():
+        for source in sources:
             try:
-                for row in source.describe_connections():
+                for row in rows_of(source):
                     yield _line(row)
                     rows += 1
             except Exception as error:
@@ -184,6 +204,14 @@ class Answerer:
                 yield error_line(f"the list of agent {source.name!r} broke off: {_why(error)}")
                 return
         yield _line({"v": PROTOCOL_VERSION, "kind": "end", "rows": rows})
+
+
+def _closed_rows(source: Source) -> Iterator[dict[str, object]]:
+    for row in source.list_closed():
+        yield {
+            "agent": source.name, "id": row["connection"], "type": row["type"],
+            "closed_s": row["closed_s"], "reason": row["reason"], "retained": row["retained"],
+        }  # fmt: skip
 
 
 def error_line(message: str) -> bytes:

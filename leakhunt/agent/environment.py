@@ -181,6 +181,7 @@ _KINDS: Final = {
     "callback_timeout": _DURATION,
     "endpoint": _Kind(_switch, "true or false"),
     "watch_closed": _Kind(_switch, "true or false"),
+    "collect_closed": _Kind(_switch, "true or false"),
     "fork": _Kind(_switch, "true or false"),
 }
 

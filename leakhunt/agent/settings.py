@@ -70,6 +70,10 @@ class Settings:
     """Whether the framework's objects of closed connections are counted while they still exist,
     for one weak reference each."""
 
+    collect_closed: bool = False
+    """Whether the agent may run a full collection on the event loop, at most once a minute, when
+    such objects are there for 5 s: it tells those that somebody holds from garbage."""
+
     fork: bool = True
     """Whether ``leakhunt snapshot`` may fork this process to read its heap."""
 
@@ -106,9 +110,11 @@ class Settings:
             _whole("budget_bytes", self.budget_bytes, 1, _MOST_BYTES)
         _whole("overflow_code", self.overflow_code, 1000, 4999)
         _in_range("breaker_share", self.breaker_share, 0.0, 1.0, "")
-        for name in ("endpoint", "watch_closed", "fork"):
+        for name in ("endpoint", "watch_closed", "collect_closed", "fork"):
             if not isinstance(getattr(self, name), bool):
                 raise SettingsError(name, getattr(self, name), "True or False")
+        if self.collect_closed and not self.watch_closed:
+            raise SettingsError("collect_closed", True, "possible with watch_closed=False")
 
     @property
     def timing(self) -> Timing:

@@ -52,6 +52,12 @@ def conns(
     room: Annotated[str | None, typer.Option(help="Only the members of this room.")] = None,
     sort: Annotated[Order, typer.Option(help="Order; the largest first.")] = Order.id,
     limit: Annotated[int | None, typer.Option(help="Show at most so many.", min=1)] = None,
+    retained: Annotated[
+        bool,
+        typer.Option(
+            "--retained", help="List closed connections that are still in memory instead."
+        ),
+    ] = False,
 ) -> None:
     """List the connections that the agent in a running server holds.
 
@@ -63,7 +69,17 @@ def conns(
         leakhunt conns 4711 --silent-for 20s --sort silent
 
         leakhunt conns 4711 --room lobby --json
+
+        leakhunt conns 4711 --retained
     """
+    if retained:
+        if silent_for is not None or room is not None or sort is not Order.id:
+            raise typer.BadParameter(
+                "--silent-for, --room and --sort are for open connections, --retained lists closed "
+                "ones, the longest closed first"
+            )
+        _show_closed(pid, as_json, limit)
+        return
     rows = [row for rows in ask_all(pid, AgentClient.connections) for row in rows]
     total = len(rows)
     chosen = select(rows, silent_for=silent_for, room=room, sort=sort)[:limit]
@@ -82,6 +98,28 @@ def conns(
 
     console = stdout_console()
     console.print(conns_table(chosen, total=total, console=console))
+
+
+def _show_closed(pid: int, as_json: bool, limit: int | None) -> None:
+    rows = [row for rows in ask_all(pid, AgentClient.closed_connections) for row in rows]
+    rows.sort(key=lambda row: (-row.closed_s, row.pid or 0, row.agent, row.id))
+    chosen = rows[:limit]
+    if as_json:
+        content = {
+            "kind": "retained",
+            "v": PROTOCOL_VERSION,
+            "pid": pid,
+            "total": len(rows),
+            "retained": sum(row.retained for row in rows),
+            "connections": chosen,
+        }
+        sys.stdout.write(msgspec.json.encode(content).decode() + "\n")
+        return
+    from leakhunt.report.conns import closed_table
+    from leakhunt.report.console import stdout_console
+
+    console = stdout_console()
+    console.print(closed_table(chosen, of=rows, console=console))
 
 
 def select(

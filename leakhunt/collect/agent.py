@@ -18,13 +18,14 @@ import msgspec
 
 from leakhunt.collect.agent_socket import agent_sockets, check_process, owner_of, process_state
 from leakhunt.core.runtime import Collection
-from leakhunt.core.views import PROTOCOL_VERSION, ConnectionView, StatusView
+from leakhunt.core.views import PROTOCOL_VERSION, ClosedView, ConnectionView, StatusView
 from leakhunt.errors import (
     AgentDenied,
     AgentProtocolError,
     AgentUnreachable,
     LeakhuntError,
     NoAgent,
+    NotTestable,
     ProcessGone,
 )
 
@@ -97,6 +98,27 @@ class AgentClient:
             except msgspec.ValidationError as error:
                 raise self._not_ours(f"a connection is malformed: {error}") from None
             rows.append(replace(row, pid=self.pid))
+        return rows
+
+    def closed_connections(self) -> list[ClosedView]:
+        """The objects of closed connections that still exist, with ``pid`` filled in.
+
+        Raises:
+            NotTestable: no agent of the process watches them.
+        """
+        header = self._ask("retained")
+        rows = []
+        for content in self._rows():
+            try:
+                row = msgspec.convert(content, ClosedView)
+            except msgspec.ValidationError as error:
+                raise self._not_ours(f"a closed connection is malformed: {error}") from None
+            rows.append(replace(row, pid=self.pid))
+        if header.get("watching") == 0:
+            raise NotTestable(
+                f"no agent in process {self.pid} watches the objects of closed connections",
+                hint="Agent(watch_closed=True), which is the default, does",
+            )
         return rows
 
     def collect(self) -> Collection:

@@ -83,6 +83,31 @@ class ConnectionView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedView:
+    """The object of a connection that has ended, and that is still in memory."""
+
+    agent: str
+    id: int
+    """Number that the connection had within its agent."""
+
+    type: str
+    """Name of the object's class."""
+
+    closed_s: float
+    """How long ago the connection ended."""
+
+    reason: str = ""
+    """Why, as the ledger calls it: ``closed``, or why it was evicted."""
+
+    retained: bool
+    """Whether a full collection has passed over it since then: somebody refers to it. Else it may
+    be garbage that waits for one, or its handler is still ending."""
+
+    pid: int | None = None
+    """Process that has it; filled in by the reader."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerView:
     """What was opened, what was closed and why; the difference is what the server believes."""
 

@@ -8,7 +8,7 @@ from typing import Final
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from leakhunt.core.views import ConnectionView
+from leakhunt.core.views import ClosedView, ConnectionView
 from leakhunt.report.console import plain_table
 from leakhunt.report.printable import printable
 from leakhunt.report.units import human_bytes, human_seconds, short_count, short_seconds
@@ -70,6 +70,41 @@ def conns_table(
     footer = Text(_summary(rows, total), style="dim" if console.is_terminal else "")
     parts: list[RenderableType] = [Text(title)] if title else []
     return Group(*parts, table, footer) if rows else Group(*parts, footer)
+
+
+def closed_table(
+    rows: Sequence[ClosedView], *, of: Sequence[ClosedView], console: Console
+) -> RenderableType:
+    """The rows as given, and below them what all of them, ``of``, are."""
+    several_pids = len({row.pid for row in rows}) > 1
+    table = plain_table(tight=console.is_terminal)
+    if several_pids:
+        table.add_column("pid", justify="right", no_wrap=True)
+    table.add_column("connection", no_wrap=True)
+    table.add_column("object", no_wrap=True)
+    table.add_column("closed", justify="right", no_wrap=True)
+    table.add_column("why", no_wrap=True)
+    table.add_column("it is", no_wrap=True)
+    for row in rows:
+        state = Text("retained", style="red") if row.retained else Text("not collected yet")
+        table.add_row(
+            *([str(row.pid)] if several_pids else []),
+            Text(printable(f"{row.agent}:{row.id}")),
+            Text(printable(row.type)),
+            short_seconds(row.closed_s),
+            Text(printable(row.reason)),
+            state,
+        )
+    style = "dim" if console.is_terminal else ""
+    if not of:
+        return Text("no closed connection is in memory", style=style)
+    held = sum(row.retained for row in of)
+    word = "connections are" if len(of) > 1 else "connection is"
+    text = f"{len(of):,} closed {word} in memory: {held:,} retained (a full collection has "
+    text += f"passed, and somebody refers to them), {len(of) - held:,} not collected yet"
+    if len(rows) < len(of):
+        text += f"; {len(rows):,} are shown"
+    return Group(table, Text(text, style=style))
 
 
 def _summary(rows: Sequence[ConnectionView], total: int) -> str:

@@ -33,6 +33,9 @@ class FakeSource:
     def count_closed(self) -> None:
         return None
 
+    def list_closed(self) -> list[dict[str, object]]:
+        return []
+
     def describe_status(self) -> dict[str, object]:
         if self.problem:
             raise self.problem

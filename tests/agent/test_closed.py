@@ -22,6 +22,10 @@ class Websocket:
     """An object of a framework."""
 
 
+class Protocol:
+    """One below it."""
+
+
 @pytest.fixture(autouse=True)
 def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEAKHUNT_DIR", str(tmp_path / "run"))
@@ -192,6 +196,40 @@ def test_watching_keeps_nothing_alive() -> None:
     watch_gone = weakref.ref(watch)
     del watch
     assert watch_gone() is None
+
+
+def test_what_is_below_takes_the_place_of_what_is_gone() -> None:
+    """A connection counts once: by its object, and by the one below it when that is gone."""
+    watch, obj, below = ClosedObjects(), Websocket(), Protocol()
+    watch.watch(1, obj, 0.0, reason="closed", below=below)
+    watch.watch(2, Websocket(), 0.0, reason="closed", below=None)
+    gc.collect()
+    assert watch.count(10.0) == Counts(1, 1, {"Websocket": 1}, 0)
+    [row] = watch.describe(10.0)
+    assert (row["object"], row["below"]) == (id(obj), id(below))
+    del obj
+    assert watch.count(10.0) == Counts(1, 1, {"Protocol": 1}, 0)
+    [row] = watch.describe(10.0)
+    assert row == {
+        "connection": 1, "object": id(below), "type": "Protocol", "reason": "closed",
+        "closed_s": 10.0, "retained": True, "below": None,
+    }  # fmt: skip
+    del below
+    assert watch.describe(10.0) == []
+
+
+def test_what_is_below_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of too many the oldest are counted only, once each."""
+    monkeypatch.setattr(closed, "MOST", 10)
+    watch, objects = ClosedObjects(), [Protocol() for _ in range(15)]
+    for number, one in enumerate(objects):
+        watch.watch(number, Websocket(), float(number), below=one)
+    assert watch.count(100.0) == Counts(10, 0, {}, 5)
+    uppers = [Websocket() for _ in range(15)]
+    both = ClosedObjects()
+    for number, one in enumerate(objects):
+        both.watch(number, uppers[number], float(number), below=one)
+    assert both.count(100.0) == Counts(10, 0, {}, 5)
 
 
 def test_an_object_without_weak_references_is_refused() -> None:

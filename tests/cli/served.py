@@ -24,6 +24,9 @@ class Source:
     def count_closed(self) -> None:
         return None
 
+    def list_closed(self) -> list[dict[str, object]]:
+        return []
+
     def describe_status(self) -> dict[str, object]:
         return {
             "name": self.name,

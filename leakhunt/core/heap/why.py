@@ -208,7 +208,12 @@ class Heap:
                 continue
             name = f"{row.get('agent')}:{row.get('connection')}"
             reason = f"connection {name} ended {closed_s:.0f} s before"
-            found.append(Target(self.graph.index(row.get("object")), name, State.LEAKING, reason))
+            index = self.graph.index(row.get("object"))
+            found.append(Target(index, name, State.LEAKING, reason))
+            # What is below may be held by others: engine.io's session goes, the protocol stays.
+            below = self.graph.index(row.get("below"))
+            if below >= 0 and (way := self.paths.to(below)) and index not in self._on_way(way):
+                found.append(Target(below, name, State.LEAKING, reason))
         return found
 
     def zombies(self) -> list[Target]:
