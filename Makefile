@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test oldest check lint format setup system constraints clean
+.PHONY: help demo test oldest check lint format setup system python3.14 constraints clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ demo: setup ## Show the leak and the leak gone, on real servers and really dying
 	@$(VENV)/bin/leakhunt prove probes/churn.toml --compare \
 	    '$(PY) fixtures/leaky_chat.py --port {port}' '$(PY) fixtures/fixed_chat.py --port {port}'
 
-test: setup system ## Run the tests
+test: setup system python3.14 ## Run the tests
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 oldest: system ## Run the contract suite on the oldest releases of the servers (in .venv-oldest)
@@ -61,13 +61,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation -e '.[all]'
 	@touch $@
 
-# Some tests use `ip`, `openssl`, a Redis, and node with its module ws; without them they are skipped
-# and say why. Debian's node-ws stands in a directory where other builds of node do not look.
+# Some tests use `ip`, `openssl`, a Redis, gdb, and node with its module ws; without them they are
+# skipped and say why. Debian's node-ws stands in a directory where other builds do not look.
 system:
 	@missing=$$(command -v ip >/dev/null || echo iproute2; \
 	            command -v openssl >/dev/null || echo openssl; \
 	            command -v redis-server >/dev/null || echo redis-server; \
 	            command -v node >/dev/null || echo nodejs; \
+	            command -v gdb >/dev/null || echo gdb; \
+	            { python3.14 -c '' || command -v debootstrap; } >/dev/null 2>&1 || echo debootstrap; \
 	            NODE_PATH=$$NODE_PATH:/usr/share/nodejs node -e 'require("ws")' 2>/dev/null || \
 	                echo node-ws); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
@@ -81,12 +83,30 @@ system:
 	    echo "not installed:" $$missing "(the tests that need it will be skipped)"; \
 	fi
 
+# A server on Python 3.14 is looked into without an agent. Where there is none, Debian's is put
+# into a directory (170 MB, which takes about a minute once); without it that test is skipped.
+python3.14: system
+	@if python3.14 -c '' 2>/dev/null || [ -d .python3.14 ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v debootstrap >/dev/null; then \
+	    echo "no Python 3.14, and none can be made (the tests that need it will be skipped)"; \
+	    exit 0; \
+	fi; \
+	echo "making a Python 3.14 in .python3.14"; \
+	rm -rf .python3.14.new; \
+	timeout 300 debootstrap --variant=minbase --include=python3.14 testing .python3.14.new \
+	    >.python3.14.log 2>&1 && \
+	    rm -rf .python3.14.new/var/cache/apt .python3.14.new/var/lib/apt/lists && \
+	    mv .python3.14.new .python3.14 || \
+	{ tail -n 3 .python3.14.log; rm -rf .python3.14.new; \
+	  echo "that failed: the tests that need it will be skipped"; }; \
+	rm -f .python3.14.log
+
 constraints: setup ## Write constraints.txt anew from what is installed in .venv
 	@{ sed -n '/^#/p' constraints.txt; \
 	   $(PY) -m pip freeze --exclude-editable | grep '^[A-Za-z0-9._-]*=='; } > constraints.new
 	@mv constraints.new constraints.txt
 
 clean: ## Remove .venv, caches and build results
-	rm -rf $(VENV) .venv-oldest build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-	    .import_linter_cache
+	rm -rf $(VENV) .venv-oldest .python3.14 build dist out .mypy_cache .ruff_cache .pytest_cache \
+	    .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

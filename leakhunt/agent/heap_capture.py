@@ -104,19 +104,31 @@ def take_over(
     Args:
         lock: held while a descriptor has no owner yet, so that no fork of the server's copies it.
     """
+    _begin(Capture(sock, content, lock, cost))
+
+
+def serve(sock: socket.socket, content: dict[str, Any]) -> None:
+    """Serve a client in a process without an endpoint; returns when the capture has ended."""
+    capture = Capture(sock, content, contextlib.nullcontext(), heap_memory.cost)
+    if _begin(capture):
+        capture.join()
+
+
+def _begin(capture: Capture) -> bool:
     global _current
-    capture = Capture(sock, content, lock, cost)
     with _lock:
         busy = _current is not None and _current.is_alive()
         if not busy:
             _current = capture
     if busy:
         capture.refuse("another capture of this process is under way", "wait for its end")
-        return
+        return False
     try:
         capture.start()
     except RuntimeError as error:  # no more threads
         capture.refuse(f"no thread could be started: {error}")
+        return False
+    return True
 
 
 def cancel() -> None:

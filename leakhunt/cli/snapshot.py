@@ -7,16 +7,23 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from leakhunt.cli.options import duration
 from leakhunt.cli.say import say
+from leakhunt.collect.attach import How
 from leakhunt.collect.heap_request import Captured, Offer, Progress
 from leakhunt.collect.heap_request import snapshot as capture
 from leakhunt.errors import SnapshotError
-from leakhunt.report.snapshot import captured_line, estimate_line, progress_line, trace_line
+from leakhunt.report.snapshot import (
+    attach_line,
+    captured_line,
+    estimate_line,
+    progress_line,
+    trace_line,
+)
 
 MOST_S = 3600.0
 
@@ -47,6 +54,13 @@ def snapshot(
             help="Trace allocations for so long before: more than twice the CPU meanwhile.",
         ),
     ] = "0",
+    attach: Annotated[
+        str | None,
+        typer.Option(
+            metavar="remote-exec|gdb",
+            help="Without an agent: bring code in. By itself: remote-exec, if there is no agent.",
+        ),
+    ] = None,
     timeout: Annotated[
         Any,
         typer.Option(
@@ -62,11 +76,16 @@ def snapshot(
     memory as the server has, and is refused where that is not to be had. The file holds types,
     sizes, references and attribute names, and no values.
 
+    Without an agent its code is brought in: by sys.remote_exec from Python 3.14 on, or, if asked
+    for, by gdb, which stops the server for some tenths of a second.
+
     Examples:
 
         leakhunt snapshot 4711 -o monday.heap
 
         leakhunt snapshot 4711 -o monday.heap --keys --json
+
+        leakhunt snapshot 4711 -o monday.heap --attach gdb
     """
     seconds = int(timeout)
     if not 1 <= seconds <= MOST_S:
@@ -75,6 +94,8 @@ def snapshot(
         )
     if not 0 <= trace <= MOST_S:
         raise typer.BadParameter(f"{trace:g} s is not between 0 s and 1 h", param_hint="--trace")
+    if attach not in (None, "remote-exec", "gdb"):
+        raise typer.BadParameter(f"{attach} is neither remote-exec nor gdb", param_hint="--attach")
     how = "in-process" if in_process else "fork"
     if in_process and not yes and not sys.stdin.isatty():
         raise SnapshotError(
@@ -84,7 +105,7 @@ def snapshot(
     with _ends_like_an_interrupt(signal.SIGTERM), _Display() as display:
         found = capture(
             pid, output, how=how, keys=keys, force=force, timeout_s=seconds,
-            trace_s=int(trace),
+            trace_s=int(trace), attach=cast("How | None", attach),
             accept=_confirmed(pid, yes, display) if in_process else lambda offer: True,
             progress=display.show,
         )  # fmt: skip
@@ -93,6 +114,8 @@ def snapshot(
         raise typer.Exit(2)
     for problem in found.problems:
         say(f"note: {problem}")
+    if found.attach is not None:
+        say(attach_line(pid, **found.attach))
     if found.trace is not None:
         say(trace_line(found.trace))
     _print(found, how, as_json)

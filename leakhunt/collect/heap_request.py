@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -15,6 +16,7 @@ import msgspec
 
 from leakhunt.collect.agent import AgentClient
 from leakhunt.collect.agent_socket import agent_sockets, process_state
+from leakhunt.collect.attach import AttachedClient, How, attach_problem
 from leakhunt.collect.heap_file import RawFile, raw_file, write_file
 from leakhunt.errors import NoAgent, ProcessGone, SnapshotError
 
@@ -67,6 +69,9 @@ class Captured(NamedTuple):
     """What the capture lacks."""
     trace: dict[str, Any] | None
     """What tracing has cost (``meta.json``), if there was any."""
+    attach: dict[str, Any] | None
+    """Without an agent: ``how`` code was brought in, and for how long gdb held the process
+    (``stopped_s``)."""
 
 
 def snapshot(
@@ -78,10 +83,14 @@ def snapshot(
     force: bool = False,
     timeout_s: int = 600,
     trace_s: int = 0,
+    attach: How | None = None,
     accept: Callable[[Offer], bool] = lambda offer: True,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Captured | None:
     """Capture the heap of ``pid`` into ``target``; ``None``: it was not accepted.
+
+    Without an agent there ``sys.remote_exec`` is used, if that Python has it. With ``attach``
+    code is brought in in that way, whether there is an agent or not.
 
     Whatever ends this early ends the capture, too, and leaves no file.
 
@@ -89,10 +98,11 @@ def snapshot(
         SnapshotError: it could not be done; the message says why.
         LeakhuntError: what :class:`AgentClient` raises.
     """
-    with raw_file(target) as raw, AgentClient(pid) as client:
-        header = _asked(
-            client, how=how, keys=keys, force=force, timeout_s=timeout_s, trace_s=trace_s
-        )
+    with raw_file(target) as raw, contextlib.ExitStack() as clients:
+        client, header = _asked(
+            pid, attach, clients, how=how, keys=keys, force=force, timeout_s=timeout_s,
+            trace_s=trace_s,
+        )  # fmt: skip
         try:
             offer = msgspec.convert(header, Offer)
         except msgspec.ValidationError as error:
@@ -103,29 +113,38 @@ def snapshot(
             ended = _Conversation(pid, sock, raw, progress, timeout_s, trace_s).run()
         raw.look()
         progress(Progress("compressing", raw.objects, raw.size))
-        measured = {"pause_s": ended.get("pause_s")}
+        attached = None
+        if isinstance(client, AttachedClient):
+            attached = {"how": client.how, "stopped_s": round(client.stopped_s, 3)}
+        measured = {"pause_s": ended.get("pause_s"), "attach": attached}
         meta = write_file(raw, target, measured)
     return Captured(
         target, float(meta["pause_s"] or 0.0), float(meta["walk_s"]), float(meta["walk_cpu_s"]),
         int(meta["objects"]), int(meta["edges"]), target.stat().st_size,
-        tuple(meta.get("problems", ())), meta.get("trace"),
+        tuple(meta.get("problems", ())), meta.get("trace"), attached,
     )  # fmt: skip
 
 
 def _asked(
-    client: AgentClient, *, how: str, keys: bool, force: bool, timeout_s: int, trace_s: int
-) -> dict[str, Any]:
-    try:
-        return client.ask_snapshot(
-            how=how, keys=keys, force=force, timeout_s=timeout_s, trace_s=trace_s
-        )
-    except NoAgent as error:
-        workers = [pid for pid in _children(client.pid) if agent_sockets(pid)]
-        if workers:
-            error.hint = "its workers have agents: " + ", ".join(
-                f"leakhunt snapshot {pid}" for pid in workers
-            )
-        raise
+    pid: int, attach: How | None, clients: contextlib.ExitStack, **question: Any
+) -> tuple[AgentClient, dict[str, Any]]:
+    """Who serves the capture, and what it will cost."""
+    if attach is None:
+        client = clients.enter_context(AgentClient(pid))
+        try:
+            return client, client.ask_snapshot(**question)
+        except NoAgent as error:
+            workers = [child for child in _children(pid) if agent_sockets(child)]
+            if workers:
+                error.hint = "its workers have agents: " + ", ".join(
+                    f"leakhunt snapshot {worker}" for worker in workers
+                )
+                raise
+            if problem := attach_problem(pid):
+                error.hint += f". Without one: {problem}"
+                raise
+    client = clients.enter_context(AttachedClient(pid, attach or "remote-exec"))
+    return client, client.ask_snapshot(**question)
 
 
 def _children(pid: int) -> list[int]:

@@ -38,6 +38,16 @@ def trace_line(trace: dict[str, Any]) -> str:
     )
 
 
+def attach_line(pid: int, how: str, stopped_s: float) -> str:
+    """That there was no agent, and what was done instead."""
+    if how == "gdb":
+        return (
+            f"code was brought into process {pid} by gdb, which held it for "
+            f"{human_seconds(stopped_s)}"
+        )
+    return f"code was brought into process {pid} by sys.remote_exec"
+
+
 def captured_line(
     file: str, objects: int, edges: int, size: int, pause_s: float, walk_s: float, how: str
 ) -> str:
