@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -20,6 +20,9 @@ from leakhunt.core.diagnosis import DEAD_AFTER_S, diagnose
 from leakhunt.core.durations import format_duration
 from leakhunt.core.recent import Recent
 from leakhunt.errors import NotTestable, ProcessGone, RecordingError
+
+if TYPE_CHECKING:
+    from leakhunt.cli.diagnose_heap import Captures
 
 SHORTEST_S: Final = 0.05
 AGENT_WITHIN_S: Final = 5.0
@@ -65,6 +68,14 @@ def diagnosing(
     redis_prefix: Annotated[
         str, typer.Option(metavar="TEXT", help="The prefix of the layer's keys there.")
     ] = "asgi",
+    heap: Annotated[
+        bool,
+        typer.Option(
+            "--heap",
+            help="Capture the heap before and after, to name what holds or grows; the server "
+            "stands still for its forks, and needs memory for them.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what is wrong with a running server, or with one that was recorded, and why.
@@ -82,6 +93,8 @@ def diagnosing(
 
         leakhunt diagnose 4711 --for 2m --collect
 
+        leakhunt diagnose 4711 --for 2m --heap
+
         leakhunt diagnose 4711 --redis redis://127.0.0.1:6379/0
 
         leakhunt diagnose night.leakhunt
@@ -94,6 +107,7 @@ def diagnosing(
         raise typer.BadParameter("name the server by its PID or --port, or a recording")
     library = ""
     ended: ProcessGone | None = None
+    captures: Captures | None = None
     with ExitStack() as stack:
         if what is not None and not what.isdecimal():
             from leakhunt.collect.recording import Recording
@@ -106,6 +120,11 @@ def diagnosing(
                 raise typer.BadParameter(
                     "a recording has no server that could collect: name its PID",
                     param_hint="--collect",
+                )
+            if heap:
+                raise typer.BadParameter(
+                    "a recording has no heap to capture: name the server's PID",
+                    param_hint="--heap",
                 )
             source = what
             recording = stack.enter_context(Recording(Path(what)))
@@ -125,6 +144,11 @@ def diagnosing(
                 from leakhunt.collect.redis_groups import RedisGroups
 
                 groups = stack.enter_context(RedisGroups(url, prefix=redis_prefix))
+            if heap:
+                from leakhunt.cli.diagnose_heap import Captures
+
+                captures = stack.enter_context(Captures(sampler.process.pid))
+                captures.first()
             besides = "" if groups is None else f", and the groups in {groups.where},"
             say(f"watching process {source}{besides} for {format_duration(for_)}")
             recent, answered = Recent(), False
@@ -141,6 +165,8 @@ def diagnosing(
                     if now - said_at >= SAY_EVERY_S:
                         said_at = now
                         say(f"{format_duration(now - begin)} of {format_duration(for_)}")
+                if captures is not None:
+                    captures.last()  # before a collection would take the garbage away
                 if collect:
                     if not answered:
                         raise _nobody_collects(source)
@@ -156,6 +182,9 @@ def diagnosing(
                 ended, now = error, time.monotonic()
             series = recent.series()
         found = diagnose(series, dead_after_s=dead_after, library=library)
+        if captures is not None:
+            view = captures.view(one.verdict for one in found.findings)
+            found = diagnose(series, dead_after_s=dead_after, library=library, heap=view)
     if ended is not None:
         if found.correlation is None and not found.fault:
             raise ended  # too little was seen to say anything

@@ -36,6 +36,7 @@ from leakhunt.core.diagnosis import (
 )
 from leakhunt.core.diagnosis.clients import TAIL_S
 from leakhunt.core.diagnosis.facts import Facts, Least, Rule, connections, gather
+from leakhunt.core.diagnosis.heap import WANTED, with_heap
 from leakhunt.core.diagnosis.known import known_evidence, known_need
 from leakhunt.core.diagnosis.types import (
     NO_FAULT,
@@ -47,12 +48,14 @@ from leakhunt.core.diagnosis.types import (
     Verdict,
 )
 from leakhunt.core.durations import format_duration
+from leakhunt.core.heap.view import HeapView
 from leakhunt.core.samples import Sample
 
 __all__ = [
     "DEAD_AFTER_S",
     "NO_FAULT",
     "RULES",
+    "WANTED",
     "Alternative",
     "Correlation",
     "Diagnosis",
@@ -89,14 +92,19 @@ HEALTHY: Final = Least(8, 5.0)
 
 
 def diagnose(
-    series: Sequence[Sample], *, dead_after_s: float = DEAD_AFTER_S, library: str = ""
+    series: Sequence[Sample],
+    *,
+    dead_after_s: float = DEAD_AFTER_S,
+    library: str = "",
+    heap: HeapView | None = None,
 ) -> Diagnosis:
     """Findings from the strongest to the weakest, and the verdict of the first.
 
     ``dead_after_s`` is how long a dead client may stay before it counts as a zombie: the bound
     that the server is meant to keep. ``library`` is the server's, as a row of
     :data:`leakhunt.core.tuning.DEFLATE`: then its connections are compared with what they are
-    known to need. Raises :class:`ValueError` for an empty series.
+    known to need. ``heap`` is what two captures show, from the begin and the end of the series: see
+    :mod:`leakhunt.core.diagnosis.heap`. Raises :class:`ValueError` for an empty series.
 
     A series over restarts has a part for each process. The verdict is that of the surest fault
     in any part, of equals the last one's; without a fault it is the last process's. What the
@@ -105,7 +113,7 @@ def diagnose(
     if not series:
         raise ValueError("a series without a sample cannot be diagnosed")
     parts = _by_process(series)
-    judged = [_judge(part, dead_after_s, library) for part in parts]
+    judged = [_judge(part, dead_after_s, library, heap) for part in parts]
     if len(parts) == 1:
         return judged[0]
     faults = [number for number, one in enumerate(judged) if one.fault]
@@ -154,7 +162,9 @@ def _to_the_last_look(part: list[Sample]) -> list[Sample]:
     return part
 
 
-def _judge(series: Sequence[Sample], dead_after_s: float, library: str) -> Diagnosis:
+def _judge(
+    series: Sequence[Sample], dead_after_s: float, library: str, heap: HeapView | None
+) -> Diagnosis:
     """The same for the samples of one process."""
     facts = gather(series, dead_after_s, library)
     findings: list[Finding] = []
@@ -163,7 +173,7 @@ def _judge(series: Sequence[Sample], dead_after_s: float, library: str) -> Diagn
         if lack := rule.least.lacks(facts):
             undecided.append(f"{rule.judge.__name__.replace('_', '-')} needs {lack}")
         elif finding := rule.judge(facts):
-            findings.append(finding)
+            findings.append(finding if heap is None else with_heap(finding, heap, facts))
     findings = _without_riddles(_strongest(findings))
     findings.sort(key=_rank)
     if not findings or findings[0].confidence < DECIDES:
@@ -180,6 +190,7 @@ def _judge(series: Sequence[Sample], dead_after_s: float, library: str) -> Diagn
         missing=(
             *dict.fromkeys(text for one in facts.series for text in one.missing),
             *filter(None, [rules_store.not_judged(facts)]),
+            *filter(None, [heap.problem if heap is not None else ""]),
         ),
         undecided=tuple(undecided),
     )

@@ -160,8 +160,8 @@ def closed_connections_kept(facts: Facts) -> Finding | None:
         summary=summary,
         evidence=tuple(one for one in evidence if one),
         alternatives=tuple(alternatives),
-        next="find who refers to them: gc.get_referrers(), or objgraph.show_backrefs(); take each "
-        "connection out where its handler ends",
+        next="`leakhunt why PID`, or --heap, names who refers to them; take each connection out "
+        "where its handler ends",
         fix=fixes.REGISTRY,
     )
 

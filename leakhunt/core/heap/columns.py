@@ -75,6 +75,8 @@ class Columns:
     """Address of a coroutine, frame or inner function -> its name in the source."""
     sites: list[tuple[int, int, str]] = field(default_factory=list)
     """Bytes, blocks and ``file:line`` of each allocation site, if they were traced."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    """Tasks by coroutine and what it awaits: ``coroutine``, ``in``, ``awaits``, ``count``."""
 
 
 def read_columns(read: Read, where: str, *, edges: bool = True) -> Columns:
@@ -144,7 +146,7 @@ def read_columns(read: Read, where: str, *, edges: bool = True) -> Columns:
             large={int(key): int(one) for key, one in optional("objects.large.json", {}).items()},
             roots=[_root(one) for one in optional("roots.json", [])],
             connections=[_row(one, "object", "bound") for one in known.get("connections", ())],
-            closed=[_row(one, "object") for one in known.get("closed", ())],
+            closed=[_row(one, "object", "below") for one in known.get("closed", ())],
             names={
                 _address(at): str(name)
                 for at, name in zip(names.get("id", ()), names.get("name", ()), strict=False)
@@ -152,6 +154,10 @@ def read_columns(read: Read, where: str, *, edges: bool = True) -> Columns:
             sites=[
                 (int(size), int(count), ":".join(map(str, trace[-1] if trace else ["?"])))
                 for size, count, trace in optional("tracemalloc.json", [])
+            ],
+            tasks=[
+                {**one, "count": int(one["count"])}
+                for one in optional("tasks.json", {}).get("tasks", ())
             ],
             **objects, **edge_columns,
         )  # fmt: skip

@@ -57,6 +57,10 @@ class Paths:
         """Whether anything holds the object, leakhunt too; else it is garbage, not yet freed."""
         return bool(self._seen[index]) and not self.graph.hidden[index]
 
+    def unreached(self) -> list[int]:
+        """All objects that nothing holds: garbage, not yet freed."""
+        return [int(at) for at in np.flatnonzero(~self._seen & ~self.graph.own)]
+
     def ours_alone(self, index: int) -> bool:
         """Whether only leakhunt's own objects hold it."""
         return self.reaches(index) and not self._by_user[index]
