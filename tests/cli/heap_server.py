@@ -1,6 +1,7 @@
 """A server to capture: echoes, keeps rooms, holds on to closed connections when told.
 
     python heap_server.py [--uvloop] [--busy THREADS] [--objects N] [--no-fork] [--freeze]
+                          [--tls CERTIFICATE KEY]
 
 Prints its port. Ends with its standard input.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import ssl
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ options.add_argument("--busy", type=int, default=0)
 options.add_argument("--objects", type=int, default=0)
 options.add_argument("--no-fork", action="store_true")
 options.add_argument("--freeze", action="store_true")
+options.add_argument("--tls", nargs=2)
 chosen = options.parse_args()
 
 agent = leakhunt.Agent(evict_after=60.0, name="chat", fork=not chosen.no_fork)
@@ -71,7 +74,13 @@ async def main() -> None:
     threads = [threading.Thread(target=busy) for _ in range(chosen.busy)]
     for thread in threads:
         thread.start()
-    async with serve(agent.websockets(handler), "127.0.0.1", 0, ping_interval=None) as server:
+    context = None
+    if chosen.tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*chosen.tls)
+    async with serve(
+        agent.websockets(handler), "127.0.0.1", 0, ping_interval=None, ssl=context
+    ) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
         await asyncio.to_thread(sys.stdin.read)
     stopping = True

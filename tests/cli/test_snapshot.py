@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tls import make_certificate
 from websockets.sync.client import connect
 
 from leakhunt.__main__ import main
@@ -243,18 +245,26 @@ def test_what_a_capture_holds(
     assert (tmp_path / "b.heap").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("args", [("--busy", "8"), ("--uvloop",)], ids=["busy", "uvloop"])
+@pytest.mark.parametrize(
+    "args", [("--busy", "8"), ("--uvloop",), ("--tls",)], ids=["busy", "uvloop", "tls"]
+)
 def test_captures_while_messages_flow(
     serving: Callable[..., Server], tmp_path: Path, args: tuple[str, ...]
 ) -> None:
-    """Capture after capture with busy threads or on uvloop: every message is answered in its
-    order, each file is whole, and the server holds no more than before."""
+    """Capture after capture with busy threads, on uvloop or over TLS: every message is answered in
+    its order, each file is whole, and the server holds no more than before."""
+    context = None
+    if args == ("--tls",):
+        certificate, key = make_certificate(tmp_path)
+        args = ("--tls", str(certificate), str(key))
+        context = ssl.create_default_context(cafile=str(certificate))
     server = serving(*args)
+    url = server.url.replace("ws:", "wss:") if context else server.url
     ended = threading.Event()
     answers: list[int] = []
 
     def echo() -> None:
-        with connect(server.url) as client:
+        with connect(url, ssl=context) as client:
             number = 0
             while not ended.is_set():
                 client.send(str(number))
