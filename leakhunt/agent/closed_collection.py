@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +32,7 @@ _last: tuple[Callable[[], float], float] | None = None
 
 
 class ClosedCollection:
-    """Collects for one agent. All methods are for its event loop's thread."""
+    """Collects for one agent. All methods but :meth:`wake` are for its event loop's thread."""
 
     def __init__(self, agent: Agent, watch: ClosedObjects) -> None:
         self._agent = agent
@@ -43,6 +44,8 @@ class ClosedCollection:
         loop = self._agent.loop
         if self._timer is not None or loop is None:
             return
+        if threading.get_ident() != self._agent._loop_thread:
+            return  # a finalizer told us, in whichever thread: the next end is soon enough
         since = self._watch.uncollected_since()
         if since is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,6 +119,22 @@ async def test_an_agent_that_ends_collects_no_more() -> None:
         held.append(handle.thing)
         conn.evict()
     assert await count_over(60) == 0
+
+
+@virtual
+async def test_the_end_that_another_thread_tells_sets_no_timer() -> None:
+    """A finalizer may run anywhere, a timer may only be set on the loop: the next end sets it."""
+    held: list[Any] = []
+    async with make_agent(collect_closed=True) as agent:
+        conn, handle = connect(agent)
+        held.append(handle.thing)
+        other = threading.Thread(target=conn.closed)
+        other.start()
+        other.join()
+        assert await count_over(60) == 0
+        close(agent)
+        assert await count_over(1) == 1
+        assert agent.count_closed() == Counts(1, 1, {"Thing": 1}, 0)
 
 
 def test_it_needs_the_watch() -> None:
