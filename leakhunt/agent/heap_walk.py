@@ -495,8 +495,10 @@ class Walk:
                 if type(name) is str and is_own(name):
                     self._own_now.add(id(obj))
         extra = array("I")
+        is_module = plan.type is types.ModuleType
         for obj in bucket:
-            refs.append(self._name(plan, obj, _get_referents(obj), out, labels))
+            found = _module_referents(obj) if is_module else _get_referents(obj)
+            refs.append(self._name(plan, obj, found, out, labels))
             extra.append(self._inline)
         return extra if plan.flags & MANAGED_DICT else None
 
@@ -682,3 +684,16 @@ def _parts(stream: Iterator[Any], count: int) -> Iterator[dict[int, list[Any]]]:
         obj = None
         count -= CHUNK
         yield buckets
+
+
+def _module_referents(module: types.ModuleType) -> list[Any]:
+    """What a module refers to, without dead objects.
+
+    In Python 3.12 ``_asyncio`` shows the collector its list of freed iterators, to be used again
+    (FutureIter). Whoever takes a reference to one frees it a second time when he lets go, which
+    makes that list a circle.
+    """
+    namespace = types.ModuleType.__getattribute__(module, "__dict__")
+    if namespace.get("__name__") == "_asyncio" and sys.version_info[:2] == (3, 12):
+        return [namespace]
+    return _get_referents(module)
