@@ -46,7 +46,7 @@ def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
 class Terminal:
     """``leakhunt watch`` on a terminal of 80x24."""
 
-    def __init__(self, *args: object, **environment: str) -> None:
+    def __init__(self, *args: object, controlling: bool = True, **environment: str) -> None:
         self._ours, self._theirs = pty.openpty()
         self.resize(24, 80)
         self.modes_before = termios.tcgetattr(self._theirs)
@@ -56,7 +56,7 @@ class Terminal:
             [sys.executable, "-m", "leakhunt", "watch", *map(str, args)],
             stdin=self._theirs, stdout=self._theirs, stderr=self._theirs,
             env={**os.environ, "TERM": "xterm-256color", **environment}, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if controlling else None,
         )  # fmt: skip
 
     def __enter__(self) -> Terminal:
@@ -65,8 +65,13 @@ class Terminal:
     def __exit__(self, *exc_info: object) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._ours)
-        os.close(self._theirs)
+        self.close()
+
+    def close(self) -> None:
+        """The window is gone."""
+        for number in (self._ours, self._theirs):
+            with contextlib.suppress(OSError):  # closed already
+                os.close(number)
 
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
@@ -145,6 +150,18 @@ def test_connections_are_rows_and_keys_work():
             terminal.read_until("opened {}:{}".format(*second.getsockname()))
         terminal.press("q")
         assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("controlling", [True, False], ids=["controlling", "another's"])
+def test_a_terminal_that_is_closed_ends_it(controlling):
+    """By SIGHUP, or, where the terminal is not its controlling one, as nobody is there any more."""
+    with (
+        served("--bare") as (process, _),
+        Terminal(process.pid, controlling=controlling) as terminal,
+    ):
+        terminal.read_until("no agent answers")
+        terminal.close()
+        terminal.process.wait(WITHIN_S)
 
 
 def test_ctrl_c_ends_it_and_no_color_is_honoured():

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
+import termios
 import threading
 import time
 from collections.abc import Mapping
@@ -66,6 +68,8 @@ DIAGNOSE_EVERY_S: Final = 3.0
 """Seconds of the series from diagnosis to diagnosis."""
 
 _EVENTS_KEPT: Final = 500
+
+_LOOK_FOR_TERMINAL_S: Final = 2.0
 
 W = TypeVar("W", bound=Widget)
 
@@ -201,6 +205,15 @@ class WatchApp(App[None]):
             except (RuntimeError, ValueError):
                 break  # not the main thread: whoever runs us there sees to signals
         self.run_worker(self._run_feed, thread=True, group="feed", exit_on_error=False)
+        if not self.is_headless:
+            self.set_interval(_LOOK_FOR_TERMINAL_S, self._leave_without_terminal)
+
+    def _leave_without_terminal(self) -> None:
+        # A terminal that is closed sends SIGHUP only to those whose controlling terminal it is.
+        try:
+            termios.tcgetattr(sys.__stderr__ or 2)
+        except (OSError, termios.error):
+            self.action_leave()
 
     def on_unmount(self) -> None:
         """Whatever ended the app, the feed does not go on without it."""
