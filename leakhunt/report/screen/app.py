@@ -10,6 +10,7 @@ Threads::
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import termios
@@ -70,6 +71,8 @@ DIAGNOSE_EVERY_S: Final = 3.0
 _EVENTS_KEPT: Final = 500
 
 _LOOK_FOR_TERMINAL_S: Final = 2.0
+_HUNG_UP_S: Final = 3.0
+"""After a hang-up there is so much time to end in order; a recording is whole in any case."""
 
 W = TypeVar("W", bound=Widget)
 
@@ -199,9 +202,13 @@ class WatchApp(App[None]):
         self._main(RichLog).can_focus = False
         self._divide(self.size.height)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number, leave in (
+            (signal.SIGINT, self.action_leave),
+            (signal.SIGTERM, self.action_leave),
+            (signal.SIGHUP, self._leave_hung_up),
+        ):
             try:
-                loop.add_signal_handler(number, self.action_leave)
+                loop.add_signal_handler(number, leave)
             except (RuntimeError, ValueError):
                 break  # not the main thread: whoever runs us there sees to signals
         self.run_worker(self._run_feed, thread=True, group="feed", exit_on_error=False)
@@ -213,7 +220,14 @@ class WatchApp(App[None]):
         try:
             termios.tcgetattr(sys.__stderr__ or 2)
         except (OSError, termios.error):
-            self.action_leave()
+            self._leave_hung_up()
+
+    def _leave_hung_up(self) -> None:
+        # Restoring a terminal that is gone may block: its writer has ended with an error.
+        last = threading.Timer(_HUNG_UP_S, os._exit, (128 + signal.SIGHUP,))
+        last.daemon = True
+        last.start()
+        self.action_leave()
 
     def on_unmount(self) -> None:
         """Whatever ended the app, the feed does not go on without it."""
