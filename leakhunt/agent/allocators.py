@@ -1,14 +1,15 @@
-"""What the allocators under the interpreter say: the C library's malloc, and Python's own.
+"""Memory of this process: the C library's malloc, Python's own allocator, and what is resident.
 
-Both are asked through ``ctypes``, which is imported at the first question; a server that nobody
-asks does not pay for it. ``None`` where there is no such answer: another C library (musl, macOS),
-glibc before 2.33, another release of Python, or one without its small-object allocator
-(``PYTHONMALLOC=malloc``, free threading).
+The allocators are asked through ``ctypes``, which is imported at the first question; a server
+that nobody asks does not pay for it. ``None`` where there is no such answer: another C library
+(musl, macOS), glibc before 2.33, another release of Python, or one without its small-object
+allocator (``PYTHONMALLOC=malloc``, free threading).
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import time
 from collections.abc import Callable
@@ -82,6 +83,15 @@ def trim() -> bool:
 
 def _number(match: re.Match[bytes]) -> int:
     return int(match[1].replace(b",", b""))
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM; 0: it cannot be read here (not Linux)."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 @functools.cache

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from leakhunt.agent import allocators
+from leakhunt.agent.allocators import resident_bytes
 
 AGAIN_S: Final = 1.0
 """Collections are at least this far apart, seconds."""
@@ -140,15 +140,6 @@ def collect(closed_alive: Callable[[], int | None]) -> Figures:
     figures["closed_alive_after"] = closed_alive()
     figures["pause_s"] = round(time.monotonic() - begun, 6)
     return figures
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM; 0: it cannot be read here (not Linux)."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def _malloc_in_use() -> int | None:

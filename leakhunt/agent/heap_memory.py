@@ -6,10 +6,10 @@ writes to nearly every object that is looked at, so that most of the heap is cop
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from leakhunt.agent.allocators import resident_bytes
 from leakhunt.agent.cgroup import memory_limit
 from leakhunt.core.readings import CgroupMemory
 
@@ -72,15 +72,13 @@ def cost(
 
 def rss_bytes() -> int:
     """Resident memory of this process; where it is not to be had, its peak."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        import resource
-        import sys
+    if resident := resident_bytes():
+        return resident
+    import resource
+    import sys
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def uss_bytes() -> int | None:
