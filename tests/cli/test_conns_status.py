@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shown import on_a_terminal
 
 from leakhunt.__main__ import main
 
@@ -84,25 +84,6 @@ def test_table_in_a_pipe_is_plain_and_whole(
     assert "10.0.0.2:40002 tls" in out
     assert "4.0 kB" in out
     assert "5 connections: 4 alive, 1 suspect" in out
-
-
-def on_a_terminal(*args: str, columns: int) -> str:
-    """Output of the command on a pseudo-terminal of that width."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "leakhunt", *args], stdout=follower, stderr=follower,
-        stdin=subprocess.DEVNULL, env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm"},
-    )  # fmt: skip
-    os.close(follower)
-    data = b""
-    try:
-        while piece := os.read(leader, 65536):
-            data += piece
-    except OSError:
-        pass  # the other end has closed: that is how a terminal ends
-    os.close(leader)
-    assert process.wait() == 0, data
-    return data.decode()
 
 
 def test_table_on_a_terminal_fits(serve: Serve) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pty
 import re
 import resource
 import subprocess
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shown import on_a_terminal
 
 from leakhunt.__main__ import main
 from leakhunt.core.limits import RULES
@@ -154,22 +153,8 @@ def test_text_says_value_meaning_and_change(server, capsys):
 
 def test_it_fits_a_terminal(server):
     """On 80 columns no line is longer."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "leakhunt", "doctor", str(server.pid)], stdout=follower,
-        stderr=follower, stdin=subprocess.DEVNULL,
-        env={**os.environ, "COLUMNS": "80", "TERM": "xterm"},
-    )  # fmt: skip
-    os.close(follower)
-    data = b""
-    try:
-        while piece := os.read(leader, 65536):
-            data += piece
-    except OSError:
-        pass  # the other end has closed: that is how a terminal ends
-    os.close(leader)
-    assert process.wait() == 0, data
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", data.decode()).splitlines()
+    shown = on_a_terminal("doctor", str(server.pid), columns=80)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
     assert max(map(len, lines)) <= 80
 
 

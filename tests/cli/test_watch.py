@@ -16,28 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shown import served
 
 from leakhunt.__main__ import main
 from leakhunt.collect.recording import Recording
 from leakhunt.core.samples import AgentSample
 
 ROOT = Path(__file__).parents[2]
-SERVE = ROOT / "fixtures" / "servers" / "serve.py"
 LEAKHUNT = [sys.executable, "-m", "leakhunt"]
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@contextlib.contextmanager
-def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A real server, with or without an agent, and its port."""
-    command = [sys.executable, str(SERVE), "aiohttp", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process, int(process.stdout.readline().split()[1])
-        finally:
-            process.kill()
 
 
 @contextlib.contextmanager

@@ -20,27 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from shown import served
 from websockets.sync.client import connect
 
 from leakhunt.collect.recording import Recording
 
-ROOT = Path(__file__).parents[2]
-SERVE = ROOT / "fixtures" / "servers" / "serve.py"
 WITHIN_S = 40.0
 ALTERNATE, BACK = "\x1b[?1049h", "\x1b[?1049l"
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-
-
-@contextlib.contextmanager
-def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    command = [sys.executable, str(SERVE), "aiohttp", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process, int(process.stdout.readline().split()[1])
-        finally:
-            process.kill()
 
 
 class Terminal:
