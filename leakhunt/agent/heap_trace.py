@@ -6,6 +6,7 @@ that somebody asked for, whatever becomes of that somebody.
 
 from __future__ import annotations
 
+import os
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -62,8 +63,13 @@ class Tracing:
 
 
 def traces() -> list[list[Any]]:
-    """What is allocated and where: size, count, ``[[file, line], ...]``; the largest first."""
+    """What is allocated and where: size, count, ``[[file, line], ...]``; the largest first.
+
+    What the agent allocated itself is left out.
+    """
+    own = os.path.join(os.path.dirname(__file__), "")
     return [
         [one.size, one.count, [[frame.filename, frame.lineno] for frame in one.traceback]]
         for one in tracemalloc.take_snapshot().statistics("traceback")
+        if not one.traceback[-1].filename.startswith(own)
     ]

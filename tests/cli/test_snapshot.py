@@ -508,6 +508,7 @@ def test_tracing_allocations(
     here = [(size, count) for size, count, frames in heap.tracemalloc if frames[0][0] == program]
     assert max(here)[0] > 100_000
     assert max(here)[1] > 100
+    assert not any("leakhunt/agent/" in frames[-1][0] for *_, frames in heap.tracemalloc)
     assert heap.meta["trace"]["cpu_during"] > 0
     with command(server, tmp_path / "b.heap", "--trace", "30") as process:
         time.sleep(3)
